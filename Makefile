@@ -18,7 +18,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-comp
 .PHONY: demo docs test pytest test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-filters bench-generate bench-train bench-loader bench-eval bench-index
 
 demo: $(VENV)/.demo
-	$(BIN)/paraclip run -c configs/demo.yaml --root "$(ROOT)" $(DEMO_FLAGS)
+	$(BIN)/paraclip demo --root "$(ROOT)" $(DEMO_FLAGS)
 
 # Checks, tests and the installation of vLLM share the cores; four workers share the tests, of which many wait for
 # processes (three left a quarter of two cores idle), the longest ones early. The real vLLM wants the cores for itself
@@ -59,10 +59,12 @@ test-vllm: $(VENV)/.dev $(VLLM)/smollm2
 # lowered. It downloads torch's usual build, some gigabytes.
 test-lowest: $(LOWEST)/.made
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -W default tests/paraclip_core tests/storage tests/tasks
-	$(LOWEST)/bin/paraclip run -c configs/demo.yaml --root "$(LOWEST)/runs" --set data.scenes.images=300 $(DEMO_FLAGS)
+	$(LOWEST)/bin/python -c 'from pathlib import Path; from paraclip_core.demo.render import write_scenes; \
+	  write_scenes(Path("$(LOWEST)/runs/demo-data"), images=300)'
+	$(LOWEST)/bin/paraclip demo --root "$(LOWEST)/runs" $(DEMO_FLAGS)
 
 serve: $(VENV)/.demo
-	$(BIN)/paraclip serve --root "$(ROOT)" --port $(PORT)
+	$(BIN)/paraclip serve -c demo --set data.root="$(ROOT)/demo-data" --root "$(ROOT)" --port $(PORT)
 
 stop:
 	$(BIN)/paraclip stop --root "$(ROOT)"

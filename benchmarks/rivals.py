@@ -84,7 +84,7 @@ def main() -> None:
     if others:  # few captions, among all images
         captions = those_in(everything.captions, others)
         stored = Stored(captions, lambda ids: everything.pool(everything.captions.image_ids))
-    tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored)
+    tasks, _ = benchmark_tasks(settings, stored)
     rivals: dict[str, Encoder] = {"linear map": linear_map(settings, inputs, base, everything)}
     rivals |= {f"mean of {n}": Rival(base, mean_of(base, others, n)) for n in (2, 4) if others}
     rivals |= {"normalized": Rival(base, lambda texts: base.texts([text.lower().rstrip(" .") for text in texts]))}

@@ -18,7 +18,7 @@ from paraclip_core.settings import SETTINGS, parse_settings
 
 FORM = (
     "name",
-    *(f"data.{name}" for name in ("root", "scenes")),
+    "data.root",
     *(f"data.sources.0.{name}" for name in ("path", "images", "license")),
     "paraphrase.engine",
     "run.promote",

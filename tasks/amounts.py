@@ -26,8 +26,6 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
         "report": Amount(units=1),
         **_query_amount(run, artifacts, captions),
     }
-    if settings.data.scenes is not None:
-        result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
     if "paraphrase_2" in artifacts:
         pairs = Amount(artifacts["paraphrase_2"].manifest.metrics.get("accepted"))
     else:

@@ -16,7 +16,6 @@ from typing import Any
 
 import duckdb
 
-from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Run, input_path
@@ -112,8 +111,8 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
     """Check that a run's captions have what later stages need, unless its paraphrases are finished.
 
-    `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not checked. If the run
-    is `planned`, the notices say what the validation can show. Returns notices for the user.
+    `captions` are those of a run whose ingest is not finished. If the run is `planned`, the notices say what the
+    validation can show. Returns notices for the user.
     """
     if all(run.sound(name) is not None for name in ASKING if name in run.stages):
         return []
@@ -122,8 +121,6 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     with TempDir("captions-") as scratch:
         if ingested is not None:
             folder = run.store.download(ingested).path
-        elif settings.data.scenes is not None:
-            return unchecked
         else:
             folder = (captions or ingested_captions(run, {}, scratch)).folder
         counts = count_captions(settings, folder / "captions")
@@ -140,14 +137,10 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 def caption_notices(run: Run, folder: Path, counts: CaptionCounts, planned: bool) -> list[str]:
     """Check ingested captions and their images; returns notices for the user."""
-    settings, scenes = run.settings, run.sound("scenes")
+    settings = run.settings
     _check_training(counts)
-    if settings.data.scenes is not None and scenes is None:
-        return []
-    scenes = None if scenes is None else run.store.download(scenes)
-    notices = bare_notices(counts) + _image_notices(settings, scenes, counts)
-    notices += _leakage_notices(settings, scenes, folder)
-    tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
+    notices = bare_notices(counts) + _image_notices(settings, counts) + _leakage_notices(settings, folder)
+    tasks, _ = benchmark_tasks(settings, counts.stored)
     if planned:
         pairs = [(task.name, task.task.pairs) for task in tasks if task.task.pairs]
         notices += [_validation_notice(name, len(texts), len(set(texts))) for name, texts in pairs]
@@ -209,10 +202,10 @@ def bare_notices(counts: CaptionCounts) -> list[str]:
     return [bare_rows(name, without, splits[name]) for name, without in bare.items() if 0 < without < splits[name]]
 
 
-def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionCounts) -> list[str]:
+def _image_notices(settings: Settings, counts: CaptionCounts) -> list[str]:
     notices = []
     for archive, names in counts.named_images.items():
-        path = input_path(settings, archive) if scenes is None else scenes.path / archive
+        path = input_path(settings, archive)
         missing = missing_images(path, list(names))
         if len(missing) == len(names):
             name, source = next(iter(names.items()))
@@ -240,9 +233,9 @@ def _no_features(*_: object) -> Any:
     raise AssertionError("nothing is measured before any image has features")
 
 
-def _leakage_notices(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
+def _leakage_notices(settings: Settings, folder: Path) -> list[str]:
     def archive(name: str) -> ImageArchive:
-        return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
+        return ImageArchive(input_path(settings, name))
 
     batches = partial(iter_batches, folder / "captions", SHARED_COLUMNS)
     shared = find_shared(batches, shared_contents(batches, archive))

@@ -24,11 +24,13 @@ from paraclip.flows.commands.common import (
     leave_in_order,
     print_json,
     print_table,
+    quoted,
     say,
     settings_from,
 )
 from paraclip.flows.names import TAG
 from paraclip.flows.own_server import check_server, prepare_prefect, show_own_logs
+from paraclip.storage.files import atomic_folder
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel
 from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
@@ -86,8 +88,19 @@ def run(
 def demo(
     set_: SetOption = None, root: RunRootOption = None, device: RunDeviceOption = None, as_json: JsonOption = False
 ) -> None:
-    """Render captioned scenes, paraphrase, tune and compare: `run -c demo`, minutes on two cores, without a GPU."""
-    run(Path("demo"), set_, root, device, as_json)
+    """Render captioned scenes, paraphrase, tune and compare: minutes on two cores, without a GPU.
+
+    The scenes are written once, to `demo-data` under the root; the rest is `run -c demo --set data.root=THAT_FOLDER`.
+    """
+    config = Path("demo")
+    folder = open_store(settings_from(config, set_, root, device).run.root).root.absolute() / "demo-data"
+    if not folder.exists():
+        # Drawing takes a quarter of a second to import.
+        from paraclip_core.demo.render import write_scenes
+
+        with atomic_folder(folder) as draft:
+            write_scenes(draft)
+    run(config, [f"data.root={quoted(str(folder))}", *(set_ or ())], root, device, as_json)
 
 
 def _in_flow(run: Run) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def ui(
     engine = SearchEngine(target, device)
     verdict, report = judgment(model, store)
     facts = {"model": model, "verdict": verdict}
-    app = make_app(engine, Catalogue(target, store), facts, token, report, expanded)
+    app = make_app(engine, Catalogue(target), facts, token, report, expanded)
     place = f"http://{host}:{listener.getsockname()[1]}/"
     say(f"search page: {place}{f'?token={token}' if token else ''}")
     say("Ctrl-C ends it")

@@ -23,7 +23,7 @@ class SourceOptions(Options):
     """A file or folder with captions."""
 
     path: str
-    """File or folder, relative to `data.root` (or to the rendered scenes, if `data.scenes` is set), or on the hub:
+    """File or folder, relative to `data.root`, or on the hub:
     `hf://datasets/ORG/NAME[@REVISION][/FILE]`. Any other data path may be on the hub, too."""
     format: SourceFormat = "auto"
     """Format of the file; `auto` decides by its name and first bytes."""
@@ -40,17 +40,6 @@ class SourceOptions(Options):
     such as `validation-00000-of-00002.parquet`."""
     license: str = "unknown"
     """License of rows that do not state one; the report and the model card list all licenses used."""
-
-
-class ScenesOptions(Options):
-    """The demo's rendered dataset."""
-
-    model_config = ConfigDict(title="rendered scenes")
-
-    images: Annotated[int, Field(ge=20, le=100_000)] = 3000
-    """Number of rendered images; a quarter of them is used for evaluation only."""
-    image_size: Annotated[int, Field(ge=64, le=1024)] = 224
-    """Side of a rendered image in pixels."""
 
 
 class IndexOptions(Options):
@@ -78,8 +67,6 @@ class DataOptions(Options):
 
     root: str = Field(default=".", json_schema_extra=OPERATIONAL)
     """Folder that source paths are relative to. Only contents affect a result, not their location."""
-    scenes: ScenesOptions | None = None
-    """Render the demo's scenes and read the sources from them."""
     index: IndexOptions | None = None
     """Train on an existing image index and a log of queries instead of captions of images."""
     sources: tuple[SourceOptions, ...] = ()
@@ -100,17 +87,10 @@ class DataOptions(Options):
     def _consistent(self) -> DataOptions:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
-        if self.index is not None and self.scenes is not None:
-            raise ValueError("index and scenes are both given; a run has one or the other")
         for number, source in enumerate(self.sources):
             if self.index is not None and source.images is not None:
                 raise ValueError(
                     f"sources[{number}].images: a log of queries has no images of its own; name those of the index in "
                     "index.images"
                 )
-        if self.scenes is not None and self.root != ".":
-            raise ValueError(
-                f"scenes renders the demo's captions and images, so nothing in root={self.root} would be read; to "
-                "use your own data, set scenes to null (None in a form), otherwise leave out root"
-            )
         return self

@@ -32,9 +32,9 @@ class BenchmarkOptions(Options):
     kind: BenchmarkKind
     """What is measured (docs/benchmarks.md)."""
     path: str | None = None
-    """File or folder, relative to `data.root` (for retrieval benchmarks, if `data.scenes` is set: to the rendered
-    scenes). Default: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
-    with pictures, a file or a folder of shards, works for both kinds of retrieval."""
+    """File or folder, relative to `data.root`. Default: the captions of `evaluate.split`. Of several splits the test
+    split is read, or else val. Parquet with pictures, a file or a folder of shards, works for both kinds of
+    retrieval."""
     optional: bool = False
     """Skip the benchmark, with a notice, if its path is absent."""
     images: str | None = None

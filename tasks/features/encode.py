@@ -37,7 +37,7 @@ SHARD_IMAGES = 2048
 
 def encode(ctx: StageContext) -> dict[str, Any]:
     """Write the features of every image, ``index.parquet`` and rejects; return the metrics."""
-    settings, scenes = ctx.settings, ctx.inputs.get("scenes")
+    settings = ctx.settings
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     base = settings.model.base
@@ -48,7 +48,7 @@ def encode(ctx: StageContext) -> dict[str, Any]:
     image_encoder = {"image_encoder_hash": image_encoder_hash(clip), "preprocess_hash": preprocess_hash(clip)}
     with Featurizer(
         clip,
-        lambda name: ImageArchive(scenes.path / name if scenes is not None else input_path(settings, name)),
+        lambda name: ImageArchive(input_path(settings, name)),
         settings.features.batch_size,
         earlier=_earlier(ctx, image_encoder),
     ) as featurizer:

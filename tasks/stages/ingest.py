@@ -27,9 +27,7 @@ from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
 from paraclip_core.captions.query_log import QueryLog
 from paraclip_core.captions.sources import SourceFile, list_files, read_source
 from paraclip_core.config import Settings
-from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
-from paraclip_core.lifetime import TempDir
 from paraclip_core.options import meaning
 from paraclip_core.paths import expand
 
@@ -92,15 +90,13 @@ def schemas(settings: Settings) -> dict[str, pa.Schema]:
 def need_rows(run: Run) -> None:
     """Refuse a run whose sources have no rows, before anything runs; reads no further than the first row."""
     settings, reasons = run.settings, []
-    if settings.data.scenes is not None:
-        return
     try:
         if run.artifact("ingest") is not None:
             return
     except ArtifactError:
         # `plan` lists it as damaged, and the stage refuses it.
         return
-    for file in list_files(input_path(settings, "."), settings.data.sources, expand(settings.run.root)):
+    for file in source_files(settings):
         try:
             if any(len(batch) or batch.rejects for batch in read_source(file)):
                 return
@@ -118,27 +114,20 @@ def need_rows(run: Run) -> None:
 
 
 def scan_outcomes(run: Run) -> Iterator[Outcome]:
-    """Yield what ingest will make of the sources, without storing anything.
+    """Yield what ingest will make of the sources, without storing anything."""
+    files = source_files(run.settings)
+    pipeline = corpus_of(run.settings).pipeline(run.settings.data, files)
+    for file in files:
+        yield from pipeline.run(file)
 
-    Texts of scenes that are not rendered yet are written to a temporary folder.
-    """
-    settings, scenes = run.settings, run.settings.data.scenes
-    with TempDir("scenes-") as folder:
-        root = input_path(settings, ".")
-        if scenes is not None:
-            rendered = run.store.find("scenes", run.node("scenes").fingerprint)
-            root = folder if rendered is None else rendered.path
-            if rendered is None:
-                write_texts(scenes, folder)
-        files = list_files(root, settings.data.sources, expand(settings.run.root))
-        pipeline = corpus_of(settings).pipeline(settings.data, files)
-        for file in files:
-            yield from pipeline.run(file)
+
+def source_files(settings: Settings) -> list[SourceFile]:
+    """The files of all sources."""
+    return list_files(input_path(settings, "."), settings.data.sources, expand(settings.run.root))
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    root = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else input_path(ctx.settings, ".")
-    files = list_files(root, ctx.settings.data.sources, expand(ctx.settings.run.root))
+    files = source_files(ctx.settings)
     pipeline = corpus_of(ctx.settings).pipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):
@@ -202,10 +191,8 @@ def _stem(number: int) -> str:
 
 
 def _options(run: Run) -> Mapping[str, Any]:
-    """All options of `data` but the scenes, which the input's fingerprint covers."""
     settings = run.settings
     data = meaning(settings.data)
-    del data["scenes"]
     # The index is read by other stages; here it only says that the sources are logs of queries.
     return {**data, "index": True} if data.pop("index") else data
 
@@ -213,10 +200,8 @@ def _options(run: Run) -> Mapping[str, Any]:
 def _sources(run: Run) -> Mapping[str, str]:
     """Content hash of every caption file by name; a missing file is an error unless bad files are skipped."""
     settings = run.settings
-    if settings.data.scenes is not None:
-        return {}
     contents = {}
-    for file in list_files(input_path(settings, "."), settings.data.sources, expand(settings.run.root)):
+    for file in source_files(settings):
         try:
             need_file(file.path)
             contents[file.name] = run.hashes.of([file.path])[str(file.path)]
@@ -230,7 +215,7 @@ def _sources(run: Run) -> Mapping[str, str]:
 def _missing(run: Run) -> list[Missing]:
     """The sources that are not there or hold no captions; where bad files are skipped, one that is there is enough."""
     settings, missing = run.settings, list[Missing]()
-    sources = settings.data.sources if settings.data.scenes is None else ()
+    sources = settings.data.sources
     for number, source in enumerate(sources):
         option = f"data.sources[{number}].path"
         expected = "captions" if source.format == "auto" else f"captions in format {source.format}"
@@ -245,7 +230,7 @@ def _missing(run: Run) -> list[Missing]:
 INGEST = Stage(
     name="ingest",
     version=5,
-    inputs=lambda settings: () if settings.data.scenes is None else ("scenes",),
+    inputs=lambda settings: (),
     options=_options,
     body=_body,
     sources=_sources,

@@ -308,7 +308,7 @@ def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[st
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.report.html import thumbnail
 
-    scenes, thumbnails = inputs.get("scenes"), dict[str, bytes]()
+    thumbnails: dict[str, bytes] = {}
     names: dict[str, dict[str, str]] = {}
     if (index := settings.data.index) is not None:
         names = {} if index.images is None else {index.images: {image: image for image in wanted}}
@@ -317,7 +317,7 @@ def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[st
             names.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])
     for images, members in sorted(names.items()):
         try:
-            with ImageArchive(scenes.path / images if scenes else input_path(settings, images)) as archive:
+            with ImageArchive(input_path(settings, images)) as archive:
                 # By name, which in Parquet is row order; stepping back would mean reading a row group again.
                 for image_id, name in sorted(members.items(), key=lambda item: (item[1], item[0])):
                     try:
@@ -330,10 +330,9 @@ def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[st
 
 
 def _stages(settings: Settings) -> tuple[str, ...]:
-    scenes = ("scenes",) if settings.data.scenes is not None else ()
     queries = (QUERIES.name,) if QUERIES.applies(settings) else ()
     steps = ("ingest", *STEPS, *queries, "features", *base_inputs(settings), "finetune")
-    return (*scenes, *steps, *(("control",) if settings.evaluate.control else ()), "evaluate")
+    return (*steps, *(("control",) if settings.evaluate.control else ()), "evaluate")
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:

@@ -29,11 +29,13 @@ MARKED_SECONDS = 120
 
 
 @contextmanager
-def stack(root: Path, folder: Path, images: int = 20_000) -> Iterator[Api]:
+def stack(root: Path, folder: Path, captions: int = 5_000_000) -> Iterator[Api]:
     """A stack with a stage that takes minutes, one run at a time."""
-    data = {"scenes": {"images": images}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+    with (folder / "captions.txt").open("w") as file:
+        file.writelines(f"a dog beside tree {number}\n" for number in range(captions))
+    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     with serving(root, folder, {"name": "long", "data": data}) as api:
-        deployment, limit = api.deployment("scenes"), {"concurrency_limit": 1}
+        deployment, limit = api.deployment("ingest"), {"concurrency_limit": 1}
         api.prefect("api", "PATCH", f"/deployments/{deployment}", "--data", json.dumps(limit))
         yield api
 
@@ -48,8 +50,8 @@ def pids(root: Path) -> dict[str, int]:
 
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    with stack(root, tmp_path, images=10_000) as api:
-        run = api.run_deployment("scenes")
+    with stack(root, tmp_path, captions=2_000_000) as api:
+        run = api.run_deployment("ingest")
         (child,) = eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
         before = pids(root)
         os.kill(before["server"], signal.SIGKILL)
@@ -64,7 +66,7 @@ def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> No
 def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:
     root = tmp_path / "root"
     with stack(root, tmp_path) as api:
-        run = api.run_deployment("scenes")
+        run = api.run_deployment("ingest")
         eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
         os.kill(pids(root)["paraclip-cpu"], signal.SIGKILL)
         os.kill(pids(root)["server"], signal.SIGKILL)
@@ -75,7 +77,7 @@ def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:
 
     with stack(root, tmp_path) as api:
         eventually(lambda: api.state(run) == "Crashed", "what was cut off is not marked", MARKED_SECONDS)
-        again = api.run_deployment("scenes")
+        again = api.run_deployment("ingest")
         eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the crashed run still holds the only slot")
         paraclip("stop", "--root", root)
         eventually(lambda: not of_stack(root), "the run outlived its local stack", 10)

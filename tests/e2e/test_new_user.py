@@ -49,12 +49,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A folder with photos, and a spreadsheet of captions under a messy header."""
-    from paraclip_core.captions.options import ScenesOptions
     from paraclip_core.demo.render import write_scenes
 
     drawn = tmp_path / "drawn"
-    drawn.mkdir()
-    write_scenes(ScenesOptions(images=60, image_size=64), drawn)
+    write_scenes(drawn, images=60, side=64)
     with tarfile.open(drawn / "images.tar") as tar:
         tar.extractall(tmp_path / "holiday" / "Photos", filter="data")
     rows = [json.loads(line) for line in (drawn / "captions.jsonl").read_text().splitlines()]
@@ -107,7 +105,7 @@ def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, 
     (names,) = (environment.parent / "lib").glob("python*/site-packages/paraclip-*.dist-info/top_level.txt")
     assert names.read_text().split() == ["paraclip", "paraclip_core"]
     shipped = json.loads(call(environment, home, "config", "show", "-c", "demo", "--json"))
-    assert shipped["name"] == "demo" and shipped["data"]["scenes"] is not None
+    assert shipped["name"] == "demo" and shipped["data"]["root"] == "runs/demo-data"
     out = call(environment, home, "init", "holiday")
     assert "accepted: 120\n" in out and "images: Photos\n" in out
 

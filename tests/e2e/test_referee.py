@@ -34,6 +34,7 @@ from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.report import REPORT
 from paraclip_core import tables
 from paraclip_core.config import Settings
+from paraclip_core.demo.render import write_scenes
 from paraclip_core.settings import load_settings, parse_settings
 from tests.kit.browser import chromium, needs_browser
 from tests.kit.openai_server import OpenAIServer
@@ -87,7 +88,9 @@ def tiny(root: Path) -> Run:
 
 def demo(root: Path) -> Run:
     """The demo, as `make demo` runs it, but for held-out queries."""
-    return Run(load_settings("demo", [f"run.root={root}", "run.threads=2", "evaluate.queries=null"]))
+    write_scenes(root / "demo-data")
+    options = [f"run.root={root}", f"data.root={root / 'demo-data'}", "run.threads=2", "evaluate.queries=null"]
+    return Run(load_settings("demo", options))
 
 
 RUNS: dict[str, Callable[[Path], Run]] = {"tiny": tiny, "demo": demo}

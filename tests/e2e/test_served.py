@@ -84,8 +84,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     root, data = folder / "root", folder / "data"
     make_data(data)
-    scenes = {"scenes": {"images": 24}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
-    few = {"name": "few", "data": scenes}
+    few_captions = folder / "few.txt"
+    few_captions.write_text("a dog on a beach\n")
+    few = {"name": "few", "data": {"sources": [{"path": str(few_captions)}]}}
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
         api = pool.submit(stack.enter_context, serving(root, folder, few))
         settings = parse_settings(killed_run(root, data, "inline"))
@@ -169,7 +170,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
 @needs_browser
 def test_a_page_of_another_origin_runs_no_command(served: Served, tmp_path: Path) -> None:
     api, target, before = served.api, tmp_path / "target", len(served.api.runs())
-    deployment = api.deployment("scenes")
+    deployment = api.deployment("ingest")
     body = json.dumps({"job_variables": {"command": f"touch {target}"}})
     password = api.headers["Authorization"]
     rebound = api.url.replace("127.0.0.1", REBOUND)
@@ -201,20 +202,20 @@ def test_a_blind_request_is_refused(served: Served, login: str) -> None:
     headers = {"Content-Type": "text/plain", "Origin": "http://elsewhere.example"}
     if login:
         headers["Authorization"] = served.api.headers["Authorization"]
-    url = f"{served.api.url}/api/deployments/{served.api.deployment('scenes')}/create_flow_run"
+    url = f"{served.api.url}/api/deployments/{served.api.deployment('ingest')}/create_flow_run"
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(urllib.request.Request(url, b"{}", headers), timeout=60)
     assert refusal.value.code == 403 and "CSRF" in refusal.value.read().decode()
 
 
 def test_prefect_s_own_commands_work_with_what_serve_says(served: Served) -> None:
-    assert "Completed" in served.api.prefect("deployment", "run", "scenes/few", "--watch")
+    assert "Completed" in served.api.prefect("deployment", "run", "ingest/few", "--watch")
 
 
 def test_of_twelve_submissions_at_once_none_is_lost(served: Served) -> None:
     """SQLite takes one writer at a time, and by default refuses most of the others at once."""
     later = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}}
-    path = f"deployments/{served.api.deployment('scenes')}/create_flow_run"
+    path = f"deployments/{served.api.deployment('ingest')}/create_flow_run"
     with ThreadPoolExecutor(12) as threads:
         runs = list(threads.map(lambda _: served.api.call(path, later, patience=())["id"], range(12)))
     assert len(set(runs)) == 12

@@ -99,8 +99,10 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         config.write_text(
             "name: made\n"
             f"run: {{root: {tmp_path / 'root'}}}\n"
-            "data: {scenes: {images: 30}, sources: [{path: captions.jsonl, images: images.tar}]}\n"
+            f"data: {{root: {tmp_path}, sources: [{{path: captions.jsonl, images: images.tar}}]}}\n"
         )
+        (tmp_path / "captions.jsonl").write_text('{"caption": "a dog"}\n')
+        (tmp_path / "images.tar").write_bytes(b"")
         settings = load_settings(config, overrides)
         store = open_store(settings.run.root)
         artifacts = {}

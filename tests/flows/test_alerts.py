@@ -357,14 +357,16 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
 
 def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
+    (tmp_path / "captions.txt").write_text("".join(f"a dog beside tree {number}\n" for number in range(200)))
+    data = {"root": str(tmp_path), "sources": [{"path": "captions.txt"}]}
+    night = {"name": "night", "run": {"root": str(tmp_path)}, "data": data}
     port = free_port()
     with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
         try:
-            STAGE_FLOWS["scenes"](settings=parse_settings(scenes))
+            STAGE_FLOWS["ingest"](settings=parse_settings(night))
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
                 lines = answer.read().decode().splitlines()
         finally:
             stop_client_metrics_server()
-    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
+    assert 'paraclip_stage{fact="done",run="night",stage="ingest"} 1.0' in lines
     assert any(line.startswith("prefect_") for line in lines)

@@ -21,7 +21,7 @@ from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = [
-    "scenes", "ingest", "paraphrase_1", "paraphrase_2", "queries", "features", "built_in_base", "finetune", "evaluate",
+    "ingest", "paraphrase_1", "paraphrase_2", "queries", "features", "built_in_base", "finetune", "evaluate",
     "report",
 ]  # fmt: skip
 
@@ -112,7 +112,7 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
     for override, stage, missing in (
         ("finetune.seed=5", "evaluate", "finetune must be finished and is not"),
         ("paraphrase.seed=5", "finetune", "paraphrase_1, paraphrase_2, queries must be finished and are not"),
-        ("finetune.seed=5", "finetunes", "no stage 'finetunes'; it has scenes, ingest"),
+        ("finetune.seed=5", "finetunes", "no stage 'finetunes'; it has ingest, paraphrase_1"),
     ):
         assert missing in cli(["run", "-c", config, "--set", override, "--from", stage], code=2).err
     assert len(started) == 3

@@ -30,7 +30,6 @@ from tests.kit.prefect_server import _empty, runs_of, states
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
-SCENES = {"scenes": {"images": 20}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
 
 
 def own(name: str, **groups: Any) -> Settings:
@@ -84,7 +83,7 @@ def test_configurations_side_by_side_and_what_is_refused_changes_none(capsys: py
     flows |= {"built_in_base", "finetune", "evaluate", "report"}
     every = {f"{flow}/{name}" for name in ("mine", "theirs", "demo") for flow in flows}
     # The demo has paraphrased queries of its own.
-    assert names() == every - {"queries/demo"} | {"scenes/demo"}
+    assert names() == every - {"queries/demo"}
     assert [read(f"regenerate/{name}").parameters["channel"] for name in ("demo", "mine", "theirs")] == [
         "demo-production", "production", "other",
     ]  # fmt: skip
@@ -112,7 +111,7 @@ def test_configurations_side_by_side_and_what_is_refused_changes_none(capsys: py
     assert run_cli(["deploy", "--cron", "0 4 * * *"]) == 2
     said = "--cron: of which configuration? Deployed are mine, theirs; give its file with -c"
     assert said in capsys.readouterr().err
-    assert names() == every - {"queries/demo"} | {"scenes/demo"}
+    assert names() == every - {"queries/demo"}
 
 
 @pytest.mark.usefixtures("server")
@@ -242,8 +241,10 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
 def test_a_bare_worker_works_in_the_root_that_was_deployed(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register(parse_settings({"name": "bare", "data": SCENES}), root=str(tmp_path / "root"))
-    deployment = read("scenes/bare")
+    (tmp_path / "captions.txt").write_text("a dog on a beach\n")
+    data = {"root": str(tmp_path), "sources": [{"path": "captions.txt"}]}
+    register(parse_settings({"name": "bare", "data": data}), root=str(tmp_path / "root"))
+    deployment = read("ingest/bare")
     environment = deployment.job_variables["env"]
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == HEARTBEAT and environment["PYTHONSAFEPATH"] == "1"
     assert "paraclip_core" in environment["PREFECT_LOGGING_EXTRA_LOGGERS"]
@@ -259,4 +260,4 @@ def test_a_bare_worker_works_in_the_root_that_was_deployed(
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOLS[0], "--run-once"]
     done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert states([run.id]) == ["Completed"], done.stdout + done.stderr
-    assert list((tmp_path / "root" / "artifacts" / "scenes").iterdir())
+    assert list((tmp_path / "root" / "artifacts" / "ingest").iterdir())

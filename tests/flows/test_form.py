@@ -43,7 +43,7 @@ def test_the_form_shows_what_is_listed_and_hides_nothing_from_the_check() -> Non
     leaves = {path for path in shown if not any(other.startswith(f"{path}.") for other in shown)}
     assert leaves == set(FORM) and len(FORM) <= 8
     # What decides data, license and promotion is shown.
-    assert {"data.root", "data.scenes", "data.sources.0.path", "data.sources.0.license", "run.promote"} <= leaves
+    assert {"data.root", "data.sources.0.path", "data.sources.0.license", "run.promote"} <= leaves
     assert set(options(schema, shown=False)) == paths
     assert "$ref" not in str(schema)
     places = [option["position"] for option in schema["properties"].values()]
@@ -67,8 +67,6 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
     ):
         with pytest.raises(Exception, match=problem):
             check({"settings": settings})
-    with pytest.raises(ConfigError, match=r"data: scenes renders the demo's captions .* root=photos"):
-        parse_settings({**demo, "data": {**demo["data"], "root": "photos"}})
     with pytest.raises(Exception, match=r"finetune\.epochs: 3"):
         check({"overrides": ["finetune.epochs: 3"]})
 

@@ -34,7 +34,8 @@ marked = partial(with_variable, "PARACLIP_TEST")
 )
 def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_group: bool, code: int) -> None:
     mark = tmp_path.name
-    options = ["data.scenes.images=50000", "data.sources.0.path=captions.jsonl", f"run.root={tmp_path / 'root'}"]
+    (tmp_path / "captions.txt").write_text("".join(f"a dog beside tree {number}\n" for number in range(1_000_000)))
+    options = [f"data.sources.0.path={tmp_path / 'captions.txt'}", f"run.root={tmp_path / 'root'}"]
     run = subprocess.Popen(
         [sys.executable, "-m", "paraclip.flows.cli", "run", *(part for text in options for part in ("--set", text))],
         env={**os.environ, "PARACLIP_TEST": mark},
@@ -44,7 +45,7 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
     )
     try:
         assert run.stderr is not None
-        assert "scenes" in run.stderr.readline()
+        assert "ingest" in run.stderr.readline()
         eventually(lambda: marked(mark, "paraclip.tasks.run.child"), "the stage got no process")
         # As a terminal does with Ctrl-C: every process of the group gets it.
         (os.killpg if whole_group else os.kill)(run.pid, number)

@@ -94,12 +94,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with captioned photographs, a model and its index of them, queries and pairs."""
     home = tmp_path_factory.mktemp("reader")
     scenes = parse_settings(tiny_run(home / "made", {"engine": "tests.kit.scripted_engine:Well", "model": "m"}))
-    artifacts = {name: made(name, scenes) for name in ("scenes", "ingest", "features", "built_in_base")}
+    artifacts = {name: made(name, scenes) for name in ("ingest", "features", "built_in_base")}
     shutil.copytree(artifacts["built_in_base"].path / "release", home / "base")
-    with tarfile.open(artifacts["scenes"].path / "images.tar") as tar:
+    with tarfile.open(Path(scenes.data.root) / "images.tar") as tar:
         tar.extractall(home / "my-data", filter="data")
     (home / "my-data" / "images").rename(home / "my-data" / "photos")
-    lines = (artifacts["scenes"].path / "captions.jsonl").read_text().splitlines()
+    lines = (Path(scenes.data.root) / "captions.jsonl").read_text().splitlines()
     rows = [(row["caption"], Path(row["image"]).name, row["split"]) for row in map(json.loads, lines)]
     table(home / "my-data" / "captions.csv", ("caption", "image", "split"), rows)
     store = FeatureStore(artifacts["features"].path)

@@ -116,7 +116,7 @@ def test_a_paused_run_stops_its_stages_and_says_so(
     monkeypatch.setattr("paraclip.tasks.run.execute.run_stage", wait)
     with pytest.raises(Pause):
         pipeline(settings=run.settings)
-    assert asked == ["scenes"]
+    assert asked == ["ingest"]
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(paused[0]).state
     assert state is not None and state.name == "Suspended" and state.message == pause.PAUSED
@@ -147,8 +147,8 @@ def test_a_stage_is_tried_again_where_that_may_help(
     for place in ("stages", "pipeline") if where != "without a deployment" else ():
         monkeypatch.setattr(f"paraclip.flows.{place}.retries", lambda: 2)
     with pytest.raises(type(error)):
-        (STAGE_FLOWS["scenes"] if where == "alone" else pipeline)(settings=finished_run("name=tried").settings)
-    assert asked == ["scenes"] * tries
+        (STAGE_FLOWS["ingest"] if where == "alone" else pipeline)(settings=finished_run("name=tried").settings)
+    assert asked == ["ingest"] * tries
 
 
 def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finished_run: Callable[..., Any]) -> None:
@@ -183,7 +183,7 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
 ) -> None:
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"caption": "a dog on a beach"}\n')
-    run = finished_run("name=fed", "data.scenes=null", f"data.root={tmp_path}", "data.sources.0.images=null")
+    run = finished_run("name=fed", f"data.root={tmp_path}", "data.sources.0.images=null")
 
     def feed(*_: object) -> None:
         captions.write_text('{"caption": "a dog on a beach"}\n{"caption": "a cat on a mat"}\n')

@@ -25,7 +25,7 @@ IMAGE = "paraclip-test"
 NEXT = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
 """What the UI's Retry button requests."""
 SETTINGS: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())
-SETTINGS["data"]["scenes"] = {"images": 60}
+SETTINGS["data"]["root"] = "/data/demo-data"
 SETTINGS["finetune"]["epochs"] = 1
 
 KILL = "import os, signal, sys; os.kill(int(sys.argv[1]), signal.SIGKILL)"
@@ -142,6 +142,8 @@ def composed(folder: Path, *files: str, scheme: str = "http") -> Iterator[Compos
         if scheme == "https":
             authority = services.compose("exec", "-T", "proxy", "cat", "/data/caddy/pki/authorities/local/root.crt")
             services.context = ssl.create_default_context(cadata=authority)
+        write = "from pathlib import Path; from paraclip_core.demo.render import write_scenes; "
+        services.in_worker("python", "-c", f"{write}write_scenes(Path('/data/demo-data'), images=60)")
         yield services
     finally:
         services.compose("down", "--volumes", "--remove-orphans")

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from paraclip_core.demo.render import write_scenes
 from tests.kit.openai_server import reply, words_of
 
 
@@ -29,12 +30,14 @@ def written(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
-    """The demo's DAG, every stage real and as small as it can be."""
+    """The demo's DAG, every stage real and as small as it can be; its scenes are written under the root."""
+    data = root / "demo-data"
+    write_scenes(data, images=60, side=64)
     return {
         "name": "kill",
         "run": {"root": str(root), "threads": 1},
         "data": {
-            "scenes": {"images": 60, "image_size": 64},
+            "root": str(data),
             "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
         },
         "paraphrase": paraphrase,

@@ -49,10 +49,10 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_lists_and_empty_groups() -> None:
-    overrides = ["data.scenes.images=100", "data.sources.0.path=17", "data.sources.1={path: b.csv, format: csv}"]
+    overrides = ["data.index.features=f.npy", "data.sources.0.path=17", "data.sources.1={path: b.csv, format: csv}"]
     overrides += ["finetune.alpha.grid=[0, 1]", "finetune.learning_rate=1e-4", "evaluate.gate.max_drop={}", "name=2024"]
     settings = load_settings(None, [*overrides, "data.sources.0.split=null"])
-    assert settings.data.scenes is not None and settings.data.scenes.images == 100
+    assert settings.data.index is not None and settings.data.index.features == "f.npy"
     # A name that looks like a number stays a name.
     assert [source.path for source in settings.data.sources] == ["17", "b.csv"] and settings.name == "2024"
     assert settings.data.sources[0].split is None

@@ -36,7 +36,8 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         scenes = parse_settings(tiny_run(folder / "made", ANSWERS))
-        for name in ("scenes", "ingest", "features", "built_in_base"):
+        shutil.copyfile(Path(scenes.data.root) / "images.tar", folder / "images.tar")
+        for name in ("ingest", "features", "built_in_base"):
             artifact = made(name, scenes)
             if name == "features":
                 store = FeatureStore(artifact.path)
@@ -44,8 +45,6 @@ class Home:
                 self.ids = [f"images/{name}.jpg" for name in store.image_ids]
             if name == "ingest":
                 self.captions = read_table(artifact.path / "captions", ["caption", "image_id"]).to_pylist()
-            if name == "scenes":
-                shutil.copyfile(artifact.path / "images.tar", folder / "images.tar")
             if name == "built_in_base":
                 shutil.copytree(artifact.path / "release", folder / "base")
         np.save(folder / "index.npy", 3 * self.features)

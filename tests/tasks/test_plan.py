@@ -13,10 +13,8 @@ import pytest
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.plan import RunPlan, StagePlan, differences, estimate, plan_run
 from paraclip.tasks.run.run import Run, stages_of
-from paraclip.tasks.steps_left import ACCEPTED, Amount
+from paraclip.tasks.steps_left import Amount
 from paraclip_core.config import Settings
-from paraclip_core.demo.scenes import SEED, captions
-from paraclip_core.demo.scenes import plan as scene_plan
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.settings import load_settings, parse_settings
 from tests.kit.openai_server import OpenAIServer, status
@@ -248,21 +246,6 @@ def test_requests_after_a_rejected_answer_are_said_to_be_left_out(
 ) -> None:
     _, stages = plan_of(settings_of(tmp_path, **changed))
     assert ["come on top" in stages[name].note for name in ASKING[:2]] == [noted] * 2
-
-
-def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> None:
-    sources = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar", "evaluate.queries=null")
-    settings = load_settings(None, ["data.scenes.images=80", *sources, f"run.root={tmp_path / 'root'}"])
-    scenes = settings.data.scenes
-    assert scenes is not None
-    texts = {text.strip() for image in scene_plan(scenes) if image.split == "train" for text in captions(image, SEED)}
-    _, stages = plan_of(settings)
-    assert [stages[name].rows for name in ("scenes", "ingest", "features", "evaluate")] == [80, 160, 80, 40]
-    first, second, share = stages["paraphrase_1"], stages["paraphrase_2"], ACCEPTED["small-model"]
-    assert first.rows == stages["built_in_base"].rows == 120 and first.requests == len(texts)
-    assert second.rows == round(share[1] * 120) and second.requests == round(share[1] * len(texts))
-    assert stages["finetune"].rows == round(share[2] * (second.rows or 0))
-    assert not (tmp_path / "root" / "artifacts").exists(), "nothing is rendered, and nothing kept"
 
 
 def test_a_file_of_paraphrases_is_asked_nothing(tmp_path: Path) -> None:

@@ -171,17 +171,6 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(tmp_path: Path, setti
     assert check_before_paying(run) == []
 
 
-def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> None:
-    scenes = {"images": 60}
-    source = {"path": "captions.jsonl", "images": "images.tar"}
-    settings = parse_settings({"data": {"scenes": scenes, "sources": [source]}, "run": {"root": str(tmp_path)}})
-    store = open_store(settings.run.root)
-    assert check_before_paying(Run(settings, store)) == []
-    for name in ("scenes", "ingest"):
-        made(name, settings)
-    assert check_before_paying(Run(settings, store)) == []
-
-
 def test_captions_that_the_filters_cannot_read(tmp_path: Path, settings_of: Make) -> None:
     others = (
         "Zwei Kinder spielen im Park", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
@@ -226,16 +215,15 @@ def test_captions_that_the_filters_cannot_read(tmp_path: Path, settings_of: Make
     assert "nothing' cannot be loaded" in told_of(10, filters={"encoder": str(tmp_path / "nothing")})
 
 
-def test_scenes_that_another_machine_rendered_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_that_another_machine_ingested_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parse_settings(tiny_run(tmp_path, {"engine": "tests.kit.scripted_engine:Well", "model": "m"}))
-    run = settings.run.model_copy(update={"root": f"memory://{tmp_path.name}-scenes/root"})
+    run = settings.run.model_copy(update={"root": f"memory://{tmp_path.name}-captions/root"})
     settings = settings.model_copy(update={"run": run})
     seen = []
     for machine in ("one", "two"):
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / machine))
         store = open_store(settings.run.root)
         if machine == "one":
-            for name in ("scenes", "ingest"):
-                run_stage(name, Run(settings, store, HERE))
+            run_stage("ingest", Run(settings, store, HERE))
         seen.append(check_before_paying(Run(settings, store), planned=True))
     assert seen[0] == seen[1] != []

@@ -39,7 +39,7 @@ def client(
     given = {"features": home / "index.npy", "ids": home / "ids.txt", "images": home / "pictures"} | paths
     store = ArtifactStore(folder)
     target = search_target(str(home / "tuned"), store, str(home / "base"), **given)
-    return TestClient(make_app(SearchEngine(target), Catalogue(target, store), {"model": "m"}, token, heads=heads))
+    return TestClient(make_app(SearchEngine(target), Catalogue(target), {"model": "m"}, token, heads=heads))
 
 
 @pytest.fixture

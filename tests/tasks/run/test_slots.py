@@ -40,7 +40,7 @@ def test_the_gpus_that_a_process_sees(visible: str, names: list[str], monkeypatc
 def test_slots(gpus: int, options: Any, slots: dict[str, tuple[str, ...] | None]) -> None:
     if "paraphrase.engine" in "".join(options) and "openai" not in "".join(options):
         options = [*options, "paraphrase.model=m"]
-    run = Run(load_settings(None, ["data.scenes={}", "data.sources.0.path=captions.jsonl", *options]))
+    run = Run(load_settings(None, ["data.sources.0.path=captions.jsonl", *options]))
     machine = Slots(gpus)
     taken = {name: machine.take(STAGES[name], run) for name in slots}
     assert taken == slots

@@ -203,15 +203,6 @@ def test_a_file_of_paraphrased_queries(world: World, data_root: Path, tmp_path: 
     notes = json.loads((artifact.path / "comparison.json").read_text())["protocols"]["paraphrased_queries"]
     # The file's two images of another split join the pool.
     assert notes["images"] == 29
-    scenes = Artifact(tmp_path, artifact.manifest)
-    settings = settings_with(Path(), [benchmark], scenes={})
-    assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "built_in_base", "finetune")
-    assert dict(EVALUATE.sources(Run(settings, ArtifactStore(tmp_path / "root")))) == {}
-    again = run(world, settings, "scenes", scenes=scenes)
-    assert (
-        files_of(again)["per_query/paraphrased_queries.parquet"]
-        == files_of(artifact)["per_query/paraphrased_queries.parquet"]
-    )
 
 
 def test_paraphrased_queries_of_images_that_no_run_ingested(world: World, data_root: Path, tmp_path: Path) -> None:

@@ -22,9 +22,8 @@ from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST, need_rows, scan_outcomes
 from paraclip_core import tables
-from paraclip_core.captions.options import DataOptions, ScenesOptions, SourceOptions
+from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.config import Settings
-from paraclip_core.demo.scenes import held_out_images
 from paraclip_core.errors import ConfigError, InputError
 
 TEXT = "a dog cat on the beach with red ball man woman rides bike near old house in snow under blue sky"
@@ -164,32 +163,6 @@ def test_a_missing_source(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
         INGEST.sources(Run(Settings(), store))
-
-
-def test_sources_inside_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = ArtifactStore(tmp_path / "runs")
-    sources = (SourceOptions(path="captions.jsonl", images="images.tar"),)
-    settings = Settings(data=DataOptions(scenes=ScenesOptions(), sources=sources))
-    assert INGEST.inputs(settings) == ("scenes",)
-    assert INGEST.sources(Run(settings, store)) == {}
-    with store.writing("scenes", "s" * 32) as work:
-        row = {"image_id": "s1", "image": "images/s1.png", "caption": "a red ball", "split": "val"}
-        row["license"] = "CC0-1.0"
-        (work.out / "captions.jsonl").write_text(json.dumps(row) + "\n")
-        scenes = store.commit(Draft("scenes", "s" * 32, 1, {}, {}), {}, 0)
-    (row,) = read_table(ingest(settings, store, scenes=scenes).path / "captions").to_pylist()
-    assert (row["image_id"], row["image_path"], row["images"]) == ("s1", "images/s1.png", "images.tar")
-    assert (row["split"], row["license"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
-    # Nothing is rendered for these settings, so the texts are made on the way, and not kept.
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    batches = accepted_by(Run(settings, store))
-    first = next(batches)
-    assert len(list(tmp_path.glob("paraclip-*"))) == 1, "a killed plan leaves what can be told"
-    planned = pa.Table.from_batches([first, *batches])
-    assert not list(tmp_path.glob("paraclip-*"))
-    scenes_here = settings.data.scenes
-    assert scenes_here is not None and planned.num_rows == 2 * scenes_here.images
-    assert planned.column("split").to_pylist().count("train") == planned.num_rows - 2 * held_out_images(scenes_here)
 
 
 def peak_megabytes(settings: Settings, root: Path, pipe: Any) -> None:
