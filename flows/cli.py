@@ -39,7 +39,6 @@ COMMANDS = {
     "audit": "audit:audit",
     "export": "release:export",
     "export-dataset": "release:export_dataset",
-    "push": "release:push",
     "verify-index": "verify_index:verify_index",
     "deploy": "deploy:deploy",
     "serve": "deploy:serve",

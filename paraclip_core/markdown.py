@@ -13,27 +13,14 @@ _LIVE = re.compile(r"(?<![a-z0-9])_|_(?![a-z0-9])|(?<=www)\.|[^\w\s.,;()/=+%'\"?
 
 def inert(text: str) -> str:
     """Text for a table cell or the middle of a line; line breaks become spaces, invisible characters are escaped."""
-    line = _visible(" ".join(text.split()))
+    line = "".join(char if char.isprintable() else _escape(char) for char in " ".join(text.split()))
     return _LIVE.sub(lambda mark: f"&#{ord(mark.group())};" if mark.group().isascii() else mark.group(), line)
-
-
-def fenced(text: str, language: str = "text") -> str:
-    """A code block that the text cannot end: its fence is longer than any run of backticks in the text."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    lines = "\n".join(_visible(line) for line in re.split(r"\r\n|\r|\n", text))
-    return f"{fence}{language}\n{lines}\n{fence}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A table whose cells are numbers or inert texts."""
     lines = ["| " + " | ".join(inert(str(cell)) for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
-
-
-def _visible(line: str) -> str:
-    """The line with escapes for control characters and for those that reorder or hide text."""
-    return "".join(char if char.isprintable() or char == " " else _escape(char) for char in line)
 
 
 def _escape(char: str) -> str:

@@ -13,7 +13,6 @@ from paraclip.flows.cli import COMMANDS
 UNKNOWN = {
     "demo": ["--set nonsense=1", "--device nonsense"],
     "init": ["ABSENT", "FILE", "FOLDER --captions ABSENT", "FOLDER --images ABSENT", "FOLDER --base ViT-B-33:openai"],
-    "push": ["ABSENT org/name", "FILE org/name"],
     "run": ["-c ABSENT", "--set nonsense=1"],
     "plan": [
         "-c ABSENT",
@@ -50,7 +49,7 @@ UNKNOWN = {
     ],
     "audit": ["--model nothing --queries FILE", "--model ingest/ --queries ABSENT"],
     "export": ["nothing NEW", "ABSENT NEW", "ingest/ NEW", "ViT-B-33:openai NEW", "ViT-B-32:absent/w.pt NEW"],
-    "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/", "NEW -a made --opt-outs ABSENT"],
+    "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/"],
     "verify-index": ["--base nothing --tuned FILE", "--base FILE --tuned FILE --images ABSENT"],
     "serve": ["-c ABSENT", "--folder ABSENT"],
     "deploy": ["-c ABSENT"],
@@ -69,7 +68,7 @@ UNKNOWN = {
 NAMELESS = {"stop", "config schema"}
 """Commands that take no name of anything; without a local stack there is nothing to stop."""
 WITHOUT_ROOT = {
-    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "deploy", "requests export", "requests import",
+    "init", "run", "plan", "paraphrase", "promote", "serve", "deploy", "requests export", "requests import",
     "config show"
 }  # fmt: skip
 

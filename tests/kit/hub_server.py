@@ -1,8 +1,7 @@
-"""The part of the Hugging Face hub's HTTP interface that pushes and fetches repositories; it keeps what was sent."""
+"""The part of the Hugging Face hub's HTTP interface that fetches repositories."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -12,30 +11,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".safetensors", ".onnx", ".parquet", ".data")
 REPO = r"(?P<kind>datasets/)?(?P<repo>[\w.-]+/[\w.-]+)"
 API = r"/api/(?P<kind>model|dataset)s/(?P<repo>[\w.-]+/[\w.-]+)"
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A request."""
-
-    method: str
-    path: str
-    authorization: str | None
-    body: bytes
-
-
 @dataclass
 class HubServer:
-    """Repositories in memory, `{(kind, ORG/NAME): {path: bytes}}`, and every request."""
+    """Repositories in memory, `{(kind, ORG/NAME): {path: bytes}}`, and the path of every request."""
 
-    token: str = "hf_" + "s3cret" * 6
     repos: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
-    requests: list[Sent] = field(default_factory=list)
-    commits: list[list[dict[str, Any]]] = field(default_factory=list)
-    objects: dict[str, bytes] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
 
     def __enter__(self) -> HubServer:
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -53,46 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: HubServer
 
-    def do_POST(self) -> None:
-        """Create a repository, take the two steps before a commit, and commit."""
-        body = self._received()
-        if self.headers.get("authorization") != f"Bearer {self.hub.token}":
-            self._answer({"error": "Invalid credentials"}, 401)
-        elif self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-            kind = asked.get("type", "model")
-            self.hub.repos.setdefault((kind, name), {})
-            self._answer({"url": f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}", "id": name})
-        elif self.path == "/api/validate-yaml":
-            self._answer({"errors": [], "warnings": []})
-        elif match := re.fullmatch(f"{API}/preupload/main", self.path):
-            modes = [
-                {"path": file["path"], "uploadMode": _mode(file["path"]), "shouldIgnore": False}
-                for file in json.loads(body)["files"]
-            ]
-            self._answer({"files": modes})
-        elif re.fullmatch(rf"/{REPO}\.git/info/lfs/objects/batch", self.path):
-            objects = json.loads(body)["objects"]
-            for each in objects:
-                each["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{each['oid']}"}}
-            self._answer({"transfer": "basic", "objects": objects})
-        elif match := re.fullmatch(f"{API}/commit/main", self.path):
-            self._commit(match["kind"], match["repo"], body)
-        else:
-            self._answer({"error": f"unknown {self.path}"}, 404)
-
-    def do_PUT(self) -> None:
-        """Upload a large file to the object store."""
-        body = self._received()
-        oid = self.path.removeprefix("/lfs/")
-        if hashlib.sha256(body).hexdigest() == oid:
-            self.hub.objects[oid] = body
-        self._answer({}, 200 if oid in self.hub.objects else 400)
-
     def do_GET(self) -> None:
         """List a repository, or send one of its files."""
-        self._received()
+        self.hub.paths.append(self.path)
         path = unquote(urlsplit(self.path).path)
         info = re.fullmatch(f"{API}(?:/revision/(?P<revision>[^/]+)|/tree/[^/]+)?", path)
         file = re.fullmatch(f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<name>.+)", path)
@@ -120,26 +68,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _commit(self, kind: str, name: str, body: bytes) -> None:
-        repo = self.hub.repos[kind, name]
-        lines = [json.loads(line) for line in body.splitlines()]
-        self.hub.commits.append(lines)
-        for line in lines:
-            value = line["value"]
-            if line["key"] == "file":
-                repo[value["path"]] = base64.b64decode(value["content"])
-            elif line["key"] == "lfsFile":
-                repo[value["path"]] = self.hub.objects[value["oid"]]
-            elif line["key"] == "deletedFile":
-                del repo[value["path"]]
-        place = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
-        self._answer({"commitUrl": f"{place}/commit/{_revision(repo)}", "commitOid": _revision(repo)})
-
-    def _received(self) -> bytes:
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.hub.requests.append(Sent(self.command, self.path, self.headers.get("authorization"), body))
-        return body
-
     def _answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
@@ -151,10 +79,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
-
-
-def _mode(path: str) -> str:
-    return "lfs" if path.endswith(LARGE) else "regular"
 
 
 def _oid(data: bytes) -> str:
