@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import sqlite3
-import subprocess
 import sys
 import tomllib
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -95,7 +91,7 @@ def test_the_image_s_locks_hold_what_the_project_needs_at_its_versions_with_hash
     assert not {name for name, version in image.items() if everywhere.get(name, version) != version}
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["demo"], *extras["ha"], *extras["s3"]]
+    needed = [*project["dependencies"], *extras["demo"], *extras["s3"]]
     absent = [
         need for need in map(Requirement, needed) if image.get(canonicalize_name(need.name), "0") not in need.specifier
     ]
@@ -132,44 +128,6 @@ def test_what_keeps_a_server_from_its_database_is_said_in_words(error: Exception
     words = loaded("database").words(outer, "postgresql+asyncpg://prefect:secret@postgres:5432/prefect")
     assert words is None if text is None else re.search(text, words, re.DOTALL)
     assert "secret" not in (words or "")
-
-
-def test_one_service_makes_what_two_servers_would_make_at_once(tmp_path: Path) -> None:
-    for name in ("PREFECT_API_DATABASE_MIGRATE_ON_START", "PREFECT_SERVER_REGISTER_BLOCKS_ON_START"):
-        assert COMPOSE["x-server"][name] == "false"
-    path = tmp_path / "prefect.db"
-    variables = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{path}"}
-    command = [sys.executable, "-W", "ignore", str(REPOSITORY / "docker" / "database.py")]
-    subprocess.run(command, check=True, env={**os.environ, **variables}, timeout=300)
-    with closing(sqlite3.connect(path)) as database:
-        slugs = {slug for (slug,) in database.execute("select slug from block_type")}
-    # Of Prefect itself, and of its collections.
-    assert {"webhook", "slack-webhook", "aws-credentials"} <= slugs
-
-
-@pytest.mark.usefixtures("image_environment")
-def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A misspelled variable would be no error.
-    pair = yaml.safe_load((REPOSITORY / "docker" / "compose.ha.yaml").read_text().replace("!reset", ""))["services"]
-    assert pair["server"]["environment"] == pair["services"]["environment"]
-    for service in (COMPOSE["services"]["server"], pair["server"], pair["services"]):
-        assert service["command"][:3] == ["python", "-m", "paraclip.flows.server"]
-    for name, value in pair["server"]["environment"].items():
-        monkeypatch.setenv(name, value)
-    server = Settings().server
-    modules = (
-        server.events.messaging_broker,
-        server.events.messaging_cache,
-        server.events.causal_ordering,
-        server.concurrency.lease_storage,
-        server.worker_channel.cleanup_queue_storage,
-    )
-    assert {module.partition(".")[0] for module in modules} == {"prefect_redis"}
-    assert server.docket.url.startswith("redis://")
-    # Of prefect-redis, which tests do not install; each has a default on this machine.
-    assert {"PREFECT_REDIS_MESSAGING_HOST", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL"} <= pair["server"][
-        "environment"
-    ].keys()
 
 
 def test_no_page_of_another_origin_may_ask_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
