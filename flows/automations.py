@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -17,15 +17,13 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from paraclip.flows.names import HEARTBEAT, OURS, RUNS, TAG
+from paraclip.flows.names import HEARTBEAT, TAG
 
 SETTLE_SECONDS = 5.0
 """Seconds a server may take to act on a changed automation."""
 PAGE = 200
 """Most items that Prefect's API returns at once."""
 
-PREFIX = "paraclip: "
-"""Prefix of the names of all our automations."""
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
 
@@ -43,7 +41,7 @@ class Watch(NamedTuple):
 
 
 SILENT = Watch(
-    f"{PREFIX}runs without a heartbeat have crashed",
+    "paraclip: runs without a heartbeat have crashed",
     "heartbeat",
     # Its end, its wait for a person, its Retry, and what the retried run does first: a run's last heartbeat may come
     # just after its end, and a busy machine needs longer than this to start it again.
@@ -52,7 +50,7 @@ SILENT = Watch(
     "no heartbeat for {} s: its process is gone or was suspended; once it has ended, Retry goes on",
 )
 TAKEN = Watch(
-    f"{PREFIX}runs that a worker took and did not start have crashed",
+    "paraclip: runs that a worker took and did not start have crashed",
     "Pending",
     ("Running", *ENDS, "Cancelling", "Scheduled", "AwaitingConcurrencySlot"),
     # A restarted server may report a quarter of an hour late that a run has begun.
@@ -60,7 +58,7 @@ TAKEN = Watch(
     "taken by a worker {} s ago and not started: the worker is gone; Retry goes on",
 )
 STOPPING = Watch(
-    f"{PREFIX}runs that nothing cancels are cancelled",
+    "paraclip: runs that nothing cancels are cancelled",
     "Cancelling",
     # Without the heartbeat: a worker kills what has not ended after 30 seconds, and nobody would notice a later death.
     ENDS,
@@ -73,55 +71,31 @@ STOPPING = Watch(
 def create_automations(*watches: Watch) -> None:
     """Create the automations, for runs that would otherwise keep their places in the queue for ever.
 
-    An update drops pending waits because its trigger is a new one; :func:`watch_unfinished` starts them again.
+    One of the same name is updated: it keeps its id, and stays off if it was off. An update drops pending waits because
+    its trigger is a new one; :func:`watch_unfinished` starts them again.
     """
     for watch in watches or (SILENT, TAKEN, STOPPING):
-        trigger = trigger_of(
-            (f"prefect.flow-run.{sign}" for sign in watch.signs),
-            watch.seconds,
-            RUNS,
-            after=(f"prefect.flow-run.{watch.after}",),
+        trigger = EventTrigger(
+            after={f"prefect.flow-run.{watch.after}"},
+            expect={f"prefect.flow-run.{sign}" for sign in watch.signs},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
             # Heartbeats and changes of state carry the run's tags.
-            related=(OURS,),
+            match_related=ResourceSpecification({"prefect.resource.id": f"prefect.tag.{TAG}"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=watch.seconds),
         )
         message = watch.message.format(watch.seconds)
         action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
-        put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
-
-
-def trigger_of(
-    expect: Iterable[str],
-    seconds: int,
-    match: Mapping[str, Any],
-    after: Sequence[str] = (),
-    related: Sequence[Mapping[str, Any]] = (),
-    for_each: Iterable[str] = ("prefect.resource.id",),
-) -> EventTrigger:
-    """A trigger that fires on an event, and again after `seconds` at the earliest.
-
-    With `after`, it fires if no event comes within `seconds` of those.
-    """
-    return EventTrigger(
-        after=set(after),
-        expect=set(expect),
-        match=ResourceSpecification(dict(match)),
-        match_related=[ResourceSpecification(dict(resource)) for resource in related],
-        for_each=set(for_each),
-        posture=Posture.Proactive if after else Posture.Reactive,
-        threshold=1,
-        within=timedelta(seconds=seconds),
-    )
-
-
-def put_automation(automation: Any) -> None:
-    """Create an automation, or update the one of the same name, which keeps its id and stays off if it was off."""
-    try:
-        existing: Any = Automation.read(name=automation.name)
-    except ValueError:
-        automation.create()
-        return
-    automation.id, automation.enabled = existing.id, existing.enabled
-    automation.update()
+        automation: Any = Automation(name=watch.name, trigger=trigger, actions=[action])
+        try:
+            existing: Any = Automation.read(name=watch.name)
+        except ValueError:
+            automation.create()
+            continue
+        automation.id, automation.enabled = existing.id, existing.enabled
+        automation.update()
 
 
 def watch_unfinished() -> None:

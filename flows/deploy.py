@@ -24,7 +24,6 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from paraclip.flows.alerts import follow_deployments
 from paraclip.flows.automations import create_automations, watch_unfinished
 from paraclip.flows.deployments import RELEASE, Existing, shown_schedule
 from paraclip.flows.names import MARK, TAG
@@ -87,7 +86,7 @@ class _Part(NamedTuple):
 
 
 def renew_server(config: Path | None, overrides: Sequence[str], target: Target, nightly: Nightly) -> Deployed:
-    """Deploy a configuration, or the demo to a server without any, and renew the server's automations and alerts."""
+    """Deploy a configuration, or the demo to a server without any, and renew the server's automations."""
     check_server()
     given = nightly._asdict() | asdict(target)
     changes = [f"--{name.replace('_', '-')}" for name in MAY_CHANGE if given[name] is not None]
@@ -105,7 +104,6 @@ def renew_server(config: Path | None, overrides: Sequence[str], target: Target, 
         else:
             deployed = Deployed([], {}, existing.of_other_releases())
     create_automations()
-    follow_deployments()
     watch_unfinished()
     return deployed
 
@@ -126,6 +124,7 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
     place, parts = Place.find(client, settings, target, own), _parts(settings)
     # After everything that may be refused.
     place.limit_parents(client)
+    place.mount(client, target)
     rows, notes, changed = [], [], defaultdict(list)
     for part in parts:
         path, old, parameters = f"{part.name}/{name}", own.get(part.name), _parameters(part, settings, channel)

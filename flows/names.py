@@ -8,8 +8,6 @@ CPU_RUNS = 8
 """Flow runs that the CPU worker runs at once; the GPU worker runs one, because two would share its memory."""
 TAG = "paraclip"
 """Tag of all our deployments and so of their runs; automations touch no others."""
-RUNS, OURS = {"prefect.resource.id": "prefect.flow-run.*"}, {"prefect.resource.id": f"prefect.tag.{TAG}"}
-"""What automations match: flow runs, and resources related to this tag."""
 HEARTBEAT = "30"
 """Seconds between the heartbeats of a flow run."""
 UNWATCHED = {

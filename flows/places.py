@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -40,7 +40,7 @@ class Target:
     image: str | None = None
     """Container image, for pools of type docker and kubernetes."""
     volume: str | None = None
-    """`HOST:/data` for docker, the name of the claim for kubernetes."""
+    """`HOST:/data` for docker, the name of a claim for kubernetes."""
     secret: str | None = None
     """Folder of secret files on the docker host, or the name of the Kubernetes Secret."""
     root: str | None = None
@@ -70,7 +70,7 @@ class Place(NamedTuple):
         root, folder = _places(settings, target, pools, own.get("pipeline") if target.pool is None else None)
         variables = {on_gpu: _job_variables(pool, target, root) for on_gpu, pool in pools.items()}
         for option in ("image", "volume", "secret"):
-            if getattr(target, option) and all(set(given) == {"env"} for given in variables.values()):
+            if getattr(target, option) and all(pool.type == "process" for pool in pools.values()):
                 raise ConfigError(f"--{option} is for pools of type docker and kubernetes; process workers have none")
         return cls(pools, variables, root, folder)
 
@@ -83,6 +83,21 @@ class Place(NamedTuple):
             queue = client.read_work_queue_by_name(PARENTS, pool)
             if queue.concurrency_limit is None:
                 client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
+
+    def mount(self, client: SyncPrefectClient, target: Target) -> None:
+        """Put the claim and the Secret into the job template of kubernetes pools, which has no variable for either."""
+        for pool in {pool.name: pool for pool in self.pools.values() if pool.type == "kubernetes"}.values():
+            template = pool.base_job_template
+            pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+            (container,) = pod["containers"]
+            if target.volume:
+                pod["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": target.volume}}]
+                container["volumeMounts"] = [{"name": "data", "mountPath": CONTAINER_HOME}]
+                # The user of docker/Dockerfile.
+                pod["securityContext"] = {"fsGroup": 1000}
+            if target.secret:
+                container["envFrom"] = [{"secretRef": {"name": target.secret}}]
+            client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
 
     def without_image(self, old: DeploymentResponse | None) -> list[str]:
         """Notes on what runs in containers lack because neither this call nor an earlier one named it."""
@@ -173,13 +188,10 @@ def _job_variables(pool: WorkPool, target: Target, root: str) -> dict[str, Any]:
         volumes += [f"{Path(target.secret).absolute()}:{SECRETS}:ro"] if target.secret else []
         if volumes:
             variables["volumes"] = volumes
-    elif pool.type == "kubernetes":
-        named = {"data_claim": target.volume, "secret": target.secret}
-        variables |= {name: value for name, value in named.items() if value}
     template = (pool.base_job_template.get("variables") or {}).get("properties", {})
     if unknown := sorted(variables.keys() - template.keys() - {"env"}):
         raise ConfigError(
-            f"the job template of the pool {pool.name!r} ({pool.type}) has no variable {', '.join(unknown)}; use "
-            "a template of docker/kubernetes/, or leave the option out and set it in the pool's template"
+            f"the job template of the pool {pool.name!r} ({pool.type}) has no variable {', '.join(unknown)}; "
+            "leave the option out and set it in the pool's template"
         )
     return variables

@@ -31,7 +31,8 @@ CARD = """---
 # {{ title }}
 
 Image captions with two paraphrases each: paraphrase 1 says the caption in plain language, paraphrase 2 says
-paraphrase 1 in other words. Made with paraclip after [ParaCLIP](https://arxiv.org/abs/2402.15120); the images are not part of it.
+paraphrase 1 in other words. Made with paraclip after [ParaCLIP](https://arxiv.org/abs/2402.15120); the images are not
+part of it.
 
 {{ steps }}
 

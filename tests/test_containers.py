@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import re
-import sqlite3
-import subprocess
-import sys
 import tomllib
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import jsonschema
 import pytest
 import yaml
 from alembic.util import CommandError
 from asyncpg.exceptions import InvalidPasswordError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import Settings
-from prefect.utilities.schema_tools.validation import ValidationError, validate
-from prefect.utilities.templating import apply_values, find_placeholders
 
-from paraclip.flows.names import POOLS as POOL_NAMES
 from paraclip.storage.roots import working_folder
 from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 
@@ -94,7 +82,7 @@ def test_the_image_s_locks_hold_what_the_project_needs_at_its_versions_with_hash
     assert not {name for name, version in image.items() if everywhere.get(name, version) != version}
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["demo"], *extras["ha"], *extras["s3"]]
+    needed = [*project["dependencies"], *extras["demo"], *extras["s3"]]
     absent = [
         need for need in map(Requirement, needed) if image.get(canonicalize_name(need.name), "0") not in need.specifier
     ]
@@ -127,53 +115,13 @@ def test_what_keeps_a_server_from_its_database_is_said_in_words(error: Exception
     assert "secret" not in (words or "")
 
 
-def test_one_service_makes_what_two_servers_would_make_at_once(tmp_path: Path) -> None:
-    for name in ("PREFECT_API_DATABASE_MIGRATE_ON_START", "PREFECT_SERVER_REGISTER_BLOCKS_ON_START"):
-        assert COMPOSE["x-server"][name] == "false"
-    path = tmp_path / "prefect.db"
-    variables = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{path}"}
-    command = [sys.executable, "-W", "ignore", str(REPOSITORY / "docker" / "database.py")]
-    subprocess.run(command, check=True, env={**os.environ, **variables}, timeout=300)
-    with closing(sqlite3.connect(path)) as database:
-        slugs = {slug for (slug,) in database.execute("select slug from block_type")}
-    # Of Prefect itself, and of its collections.
-    assert {"webhook", "slack-webhook", "aws-credentials"} <= slugs
-
-
-@pytest.mark.usefixtures("image_environment")
-def test_the_servers_of_a_pair_share_what_one_keeps_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A misspelled variable would be no error.
-    pair = yaml.safe_load((REPOSITORY / "docker" / "compose.ha.yaml").read_text().replace("!reset", ""))["services"]
-    assert pair["server"]["environment"] == pair["services"]["environment"]
-    for service in (COMPOSE["services"]["server"], pair["server"], pair["services"]):
-        assert service["command"][:3] == ["python", "-m", "paraclip.flows.server"]
-    for name, value in pair["server"]["environment"].items():
-        monkeypatch.setenv(name, value)
-    server = Settings().server
-    modules = (
-        server.events.messaging_broker,
-        server.events.messaging_cache,
-        server.events.causal_ordering,
-        server.concurrency.lease_storage,
-        server.worker_channel.cleanup_queue_storage,
-    )
-    assert {module.partition(".")[0] for module in modules} == {"prefect_redis"}
-    assert server.docket.url.startswith("redis://")
-    # Of prefect-redis, which tests do not install; each has a default on this machine.
-    assert {"PREFECT_REDIS_MESSAGING_HOST", "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL"} <= pair["server"][
-        "environment"
-    ].keys()
-
-
 def test_no_page_of_another_origin_may_ask_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither one of compose, nor of Kubernetes, nor of the units in the guide."""
-    chart = yaml.safe_load((REPOSITORY / "docker" / "kubernetes" / "server.yaml").read_text())
+    """Neither one of compose nor of the units in the guide."""
     (units,) = re.findall(
         r"> /etc/paraclip.env <<END\n(.+?)\nEND", (REPOSITORY / "docs" / "deployment.md").read_text(), re.DOTALL
     )
     for variables in (
         COMPOSE["x-server"],
-        {one["name"]: one.get("value") for one in chart["global"]["prefect"]["env"]},
         dict(line.split("=", 1) for line in units.splitlines()),
     ):
         with monkeypatch.context() as patch:
@@ -181,89 +129,3 @@ def test_no_page_of_another_origin_may_ask_a_server(monkeypatch: pytest.MonkeyPa
                 patch.setenv(name, variables[name])
             api = Settings().server.api
         assert api.csrf_protection_enabled and re.fullmatch(r"https?://[\w.]+(:\d+)?", api.cors_allowed_origins)
-
-
-POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in POOL_NAMES]
-
-
-by_pool = pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])
-CHOSEN: dict[str, Any] = {
-    "name": "run",
-    "image": "registry.example.org/paraclip:1",
-    "image_pull_policy": "Always",
-    "service_account_name": "runner",
-    "data_claim": "elsewhere",
-    "secret": "keys",
-    "node_selector": {"accelerator": "h100"},
-    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-    "cpu_limit": "8",
-    "memory_limit": "32Gi",
-    "finished_job_ttl": 60,
-}
-"""Job variables of a deployment."""
-
-
-def rendered(template: dict[str, Any], **chosen: Any) -> dict[str, Any]:
-    """The manifest of a job with these job variables, as a worker of Prefect's renders it."""
-    variables = template["variables"]
-    defaults = {name: one["default"] for name, one in variables["properties"].items() if one.get("default") is not None}
-    validate({**defaults, **chosen}, variables, raise_on_error=True)
-    return apply_values(template["job_configuration"]["job_manifest"], {**defaults, **chosen})
-
-
-@by_pool
-def test_a_kubernetes_job_takes_a_deployment_s_variables(template: dict[str, Any]) -> None:
-    WorkPoolCreate(name="pool", type="kubernetes", base_job_template=template)
-    variables, job = template["variables"], template["job_configuration"]
-    jsonschema.Draft202012Validator.check_schema(variables)
-    assert {placeholder.name for placeholder in find_placeholders(job)} == set(variables["properties"])
-    manifest = rendered(template, env={"A": "b"}, command="prefect flow-run execute")
-    (container,) = manifest["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == variables["properties"]["image"]["default"] and container["env"] == {"A": "b"}
-    assert not find_placeholders(json.dumps(manifest))
-    # It is kept as a container of compose is.
-    pod = job["job_manifest"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsUser"] == int(*re.findall(r"--uid (\d+)", DOCKERFILE))
-    assert container["securityContext"]["readOnlyRootFilesystem"]
-    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-    written = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert {*COMPOSE["x-paraclip"]["tmpfs"], "/data"} <= written
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-
-
-@by_pool
-def test_a_kubernetes_job_is_put_where_and_with_what_a_deployment_says(template: dict[str, Any]) -> None:
-    pod = rendered(template, **CHOSEN)["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert (pod["nodeSelector"], pod["tolerations"]) == (CHOSEN["node_selector"], CHOSEN["tolerations"])
-    assert pod["volumes"][0]["persistentVolumeClaim"] == {"claimName": "elsewhere"}
-    assert (container["image"], container["imagePullPolicy"]) == (CHOSEN["image"], "Always")
-
-
-@by_pool
-def test_a_kubernetes_job_gets_keys_by_the_name_of_a_secret(template: dict[str, Any]) -> None:
-    for chosen, name in (({}, "paraclip"), (CHOSEN, "keys")):
-        (container,) = rendered(template, **chosen)["spec"]["template"]["spec"]["containers"]
-        # Without such a secret a job starts, too.
-        assert container["envFrom"] == [{"secretRef": {"name": name, "optional": True}}]
-    with pytest.raises(ValidationError, match="secret"):
-        rendered(template, secret="sk-Key_of_a_server")
-
-
-@by_pool
-@pytest.mark.parametrize("chosen", [{}, CHOSEN], ids=["defaults", "chosen"])
-def test_a_kubernetes_job_has_no_field_that_the_api_does_not_know(
-    template: dict[str, Any], chosen: dict[str, Any]
-) -> None:
-    kubernetes = pytest.importorskip("kubernetes_validate", reason="the API's schemas are in kubernetes-validate")
-    job = rendered(template, **chosen)
-    pod = job["spec"]["template"]["spec"]
-    # The worker refuses a manifest without the two, which belong to the job, and the API drops them.
-    del pod["completions"], pod["parallelism"]
-    # As the worker writes both.
-    pod["containers"][0] |= {"env": [{"name": "A", "value": "b"}], "args": ["prefect", "flow-run", "execute"]}
-    kubernetes.validate(job, kubernetes.latest_version(), strict=True)
-    pod["node_selector"] = pod.pop("nodeSelector")
-    with pytest.raises(kubernetes.ValidationError, match="node_selector"):
-        kubernetes.validate(job, kubernetes.latest_version(), strict=True)

@@ -54,7 +54,7 @@ def test_what_an_extra_brings_is_imported_or_named() -> None:
     """Packages that hold a model are named; fsspec, torch and Prefect import the others for us."""
     text = "\n".join(path.read_text() for path in SOURCES).replace("_", "-").lower()
     extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
-    for name in set().union(*map(declared, extras.values())) - {"s3fs", "prefect-redis"}:
+    for name in set().union(*map(declared, extras.values())) - {"s3fs"}:
         assert name in imported() or name in text, name
 
 

@@ -29,7 +29,7 @@ SILENCE = 120
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    with composed(tmp_path_factory.mktemp("compose"), "compose.yaml") as services:
+    with composed(tmp_path_factory.mktemp("compose")) as services:
         yield services
 
 

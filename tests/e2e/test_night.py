@@ -7,9 +7,7 @@ must not be there.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,10 @@ from paraclip.storage.artifacts import ArtifactStore
 from tests.kit.browser import needs_browser
 from tests.kit.openai_server import OpenAIServer, reply, words_of
 from tests.kit.processes import free_port
-from tests.kit.receiver import web_server
+from tests.kit.receiver import forward_alerts, web_server
 from tests.kit.served import (
     COLORS,
     ENDED,
-    REPOSITORY,
     THINGS,
     Api,
     make_data,
@@ -102,10 +99,10 @@ class Night:
         return state["message"] or ""
 
     def told(self, event: str) -> dict[str, Any]:
-        """The alert of this event, which is then forgotten."""
+        """The alert of this event, by its name in Prefect; it is then forgotten."""
 
         def came() -> dict[str, Any] | None:
-            return next((alert for alert in self.posted if alert["event"] == f"paraclip.{event}"), None)
+            return next((alert for alert in self.posted if alert["event"] == event), None)
 
         alert = eventually(came, f"no alert of {event}, but {[one['event'] for one in self.posted]}", 60)
         assert alert is not None
@@ -141,8 +138,7 @@ def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
     with web_server() as (hook, posted), serving(root, tmp_path, settings, variables) as api:
         night = Night(api, root, posted)
-        environment = {**os.environ, **api.variables, "PYTHONPATH": str(REPOSITORY)}
-        subprocess.run([sys.executable, "-m", "paraclip.flows.alerts", hook], env=environment, check=True, timeout=300)
+        forward_alerts(hook, tmp_path, api.variables)
         run = _fails(night)
         with OpenAIServer(port=port) as engine:
             engine.answer = reworded
@@ -163,7 +159,7 @@ def _fails(night: Night) -> str:
     """The engine is away: tried three times, and told."""
     run = night.start("regenerate")
     message = night.ended(run, "Failed")
-    alert = night.told("run.failed")
+    alert = night.told("prefect.flow-run.Failed")
     assert alert["run"] == "regenerate-nightly" and message in alert["text"]
     assert ": paraphrase_1: " in message and "127.0.0.1" in message
     tasks = night.api.call("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
@@ -179,9 +175,9 @@ def _is_retried(night: Night, run: str) -> str:
     message = night.ended(run, "Completed")
     assert "production: moved" in message and "its first model" in message
     assert "moved" in night.api.call(f"flow_runs/{run}")["tags"]
-    near = night.told("cap.near")
+    near = night.told("paraclip.cap.near")
     assert 0.4 <= near["facts"]["spend"] < near["facts"]["cap"] == 0.5
-    assert night.told("run.promote") and night.told("channel.moved")["text"] == message
+    assert night.told("paraclip.run.promote") and night.told("paraclip.channel.moved")["text"] == message
     look(night, run)
     return served_model(night)
 
@@ -191,7 +187,7 @@ def _holds(night: Night, first: str) -> None:
     run = night.start("regenerate", overrides=["finetune.epochs=1", "finetune.learning_rate=1e-7"])
     assert "is held" in night.ended(run, "Completed") and served_model(night) == first
     assert "held" in night.api.call(f"flow_runs/{run}")["tags"]
-    assert night.told("run.hold") and night.told("channel.held")["facts"]["before"] == first
+    assert night.told("paraclip.run.hold") and night.told("paraclip.channel.held")["facts"]["before"] == first
 
 
 def _is_followed(night: Night, data: Path, captions: list[dict[str, Any]], first: str) -> str:
@@ -203,7 +199,7 @@ def _is_followed(night: Night, data: Path, captions: list[dict[str, Any]], first
     overrides = ["finetune.epochs=90", "finetune.alpha.grid=[1]", "paraphrase.openai.max_spend=5"]
     run = night.start("regenerate", overrides=overrides)
     assert f"moved from {first}" in night.ended(run, "Completed")
-    assert night.told("run.promote") and night.told("channel.moved")["facts"]["before"] == first
+    assert night.told("paraclip.run.promote") and night.told("paraclip.channel.moved")["facts"]["before"] == first
     metrics = ArtifactStore(night.root).list("paraphrase_1")[-1].manifest.metrics
     assert (metrics["generated"], metrics["cached"]) == (4, len(trained)), "only what is new was asked for"
     return served_model(night)
@@ -213,7 +209,7 @@ def _is_rolled_back(night: Night, first: str, second: str) -> None:
     """The way back, told as well."""
     run = night.start("rollback")
     night.ended(run, "Completed")
-    alert = night.told("channel.rolled_back")
+    alert = night.told("paraclip.channel.rolled_back")
     assert (alert["facts"]["before"], alert["facts"]["after"]) == (second, first) and served_model(night) == first
     moves = json.loads(paraclip("channel", "history", "production", "--root", night.root, "--json"))["moves"]
     assert [move["by"] for move in moves] == ["rollback", "promotion", "promotion"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import SecretStr
 
 from paraclip_core.settings import parse_settings
 from tests.kit.openai_server import OpenAIServer, status
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning"),
 ]
 
-KEY, PASSWORD = "sk-canary-3f9c2a7e51", "canary-of-a-mailbox-77"
+KEY, PASSWORD = "sk-canary-3f9c2a7e51", "canary-of-a-webhook-77"
 BUCKET = "canary-of-a-bucket-12"
 REFUSED = "Incorrect API key provided"
 CONTROL = "run-that-is-found"
@@ -51,14 +52,15 @@ def test_no_secret_is_left_anywhere(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from paraclip.flows.alerts import pass_on
+    from prefect.blocks.notifications import SlackWebhook
+
     from paraclip.flows.stages import STAGE_FLOWS
 
     caplog.set_level(logging.DEBUG, "paraclip_core")
     monkeypatch.setenv("CANARY_KEY", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", BUCKET)
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    pass_on(f"mailto://ops:{PASSWORD}@127.0.0.1:9?from=a@example.org&to=b@example.org")
+    SlackWebhook(url=SecretStr(f"https://hooks.slack.com/services/{PASSWORD}")).save("paraclip-alerts", overwrite=True)
     paraphrase = served(openai_server.url)
     paraphrase["openai"] |= {"api_key_env": "CANARY_KEY", "retries": 0}
     (tmp_path / "captions.csv").write_text("image,caption\n1.png,a red ball on a table\n")

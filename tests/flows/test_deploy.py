@@ -182,8 +182,10 @@ def test_what_is_no_longer_needed_is_removed_and_what_is_not_ours_stays() -> Non
 @pytest.mark.usefixtures("server")
 def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
     shipped = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
-    docker = json.loads(shipped.read_text())["prefect-docker"]["docker"]["default_base_job_configuration"]
-    kubernetes = json.loads((REPOSITORY / "docker" / "kubernetes" / "paraclip-gpu.json").read_text())
+    docker, kubernetes = (
+        json.loads(shipped.read_text())[f"prefect-{kind}"][kind]["default_base_job_configuration"]
+        for kind in ("docker", "kubernetes")
+    )
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="boxes", type="docker", base_job_template=docker))
         client.create_work_pool(WorkPoolCreate(name="cluster", type="kubernetes", base_job_template=kubernetes))
@@ -204,13 +206,23 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
     assert "the pool boxes is given no --image and no --volume" in bare
     box, job = read("pipeline/mine").job_variables, read("finetune/mine").job_variables
     assert box["volumes"] == ["data", f"{tmp_path / 'keys'}:/run/secrets:ro"] and box["image"] == "paraclip:cpu"
-    assert (job["image"], job["data_claim"], job["secret"]) == ("paraclip:cpu", "data", "keys")
+    assert job["image"] == "paraclip:cpu"
+
+    def pod() -> dict[str, Any]:
+        with get_client(sync_client=True) as client:
+            template = client.read_work_pool("cluster").base_job_template
+        return template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+
+    assert pod()["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+    assert pod()["containers"][0]["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
+    assert pod()["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
     assert box["env"]["PARACLIP_ROOT"] == job["env"]["PARACLIP_ROOT"] == "/data/root"
     with get_client(sync_client=True) as client:
         assert client.read_work_queue_by_name("pipelines", "boxes").concurrency_limit == CPU_RUNS * 3 // 4
     # Later it stays where it is, with what it has, but for what is named again.
     again = register(own("mine"), root="s3://bucket/folder", secret="newer")
     assert read("pipeline/mine").job_variables["volumes"] == ["data", f"{tmp_path / 'newer'}:/run/secrets:ro"]
+    assert pod()["volumes"] and pod()["containers"][0]["envFrom"] == [{"secretRef": {"name": "newer"}}]
     assert {row["pool"] for row in again.rows} == {"boxes", "cluster"} and again.facts["root"] == "s3://bucket/folder"
     assert read("finetune/mine").job_variables["image"] == "paraclip:cpu"
     assert register(own("mine")).facts["root"] == "s3://bucket/folder"

@@ -44,6 +44,7 @@ ELSEWHERE = TESTED | {
     ".venv/bin/python -m pytest": "Makefile",
     "python benchmarks/gpu_acceptance.py": "tests/benchmarks/test_gpu_acceptance.py",
     "paraclip demo": "tests/e2e/test_referee.py",
+    "prefect automation create": "tests/kit/receiver.py",
     "paraclip serve": "tests/kit/served.py",
     "paraclip stop": "tests/kit/served.py",
 }

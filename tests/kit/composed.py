@@ -1,11 +1,10 @@
-"""The services of docker/compose*.yaml as a separate project: start, ask and kill them."""
+"""The services of docker/compose.yaml as a separate project: start, ask and kill them."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import ssl
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -32,23 +31,21 @@ KILL = "import os, signal, sys; os.kill(int(sys.argv[1]), signal.SIGKILL)"
 
 
 class Compose(Api):
-    """Compose files, with the image and a port of the tests' own."""
+    """docker/compose.yaml, with the image and a port of the tests' own."""
 
-    def __init__(self, folder: Path, files: Sequence[str], scheme: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.port, self.password = free_port(), "Secret_1-x"
-        super().__init__(f"{scheme}://localhost:{self.port}", f"admin:{self.password}")
+        super().__init__(f"http://localhost:{self.port}", f"admin:{self.password}")
         self.environment = dict(os.environ)
-        texts = [(REPOSITORY / "docker" / name).read_text() for name in files]
-        declared = [yaml.safe_load(text.replace("!reset", "")) for text in texts]
-        all_services = [item for one in declared for item in one["services"].items()]
-        ours: dict[str, Any] = {name: {"image": IMAGE} for name, it in all_services if "build" in it or "extends" in it}
+        compose = REPOSITORY / "docker" / "compose.yaml"
+        services = yaml.safe_load(compose.read_text())["services"]
+        ours: dict[str, Any] = {name: {"image": IMAGE} for name, service in services.items() if "build" in service}
         del ours["worker-gpu"]
-        entrance, inner = ("proxy", 443) if "proxy" in dict(all_services) else ("server", 4200)
-        ours.setdefault(entrance, {})["ports"] = [f"127.0.0.1:{self.port}:{inner}"]
+        ours["server"]["ports"] = [f"127.0.0.1:{self.port}:4200"]
         overrides = folder / "overrides.yaml"
         # A list of ports would be added to the one that is there.
         overrides.write_text(yaml.safe_dump({"services": ours}).replace("ports:", "ports: !override"))
-        self.files = [flag for file in (*files, overrides) for flag in ("-f", str(REPOSITORY / "docker" / file))]
+        self.files = ["-f", str(compose), "-f", str(overrides)]
 
     def compose(self, *arguments: str, seconds: float = 600, code: int = 0) -> str:
         """Run `docker compose` and return its output."""
@@ -133,15 +130,12 @@ def need_engine() -> None:
 
 
 @contextmanager
-def composed(folder: Path, *files: str, scheme: str = "http") -> Iterator[Compose]:
+def composed(folder: Path) -> Iterator[Compose]:
     """Build and start everything, and remove it at the end."""
     need_engine()
-    services = Compose(folder, files, scheme)
+    services = Compose(folder)
     try:
         services.up("--build", seconds=3600)
-        if scheme == "https":
-            authority = services.compose("exec", "-T", "proxy", "cat", "/data/caddy/pki/authorities/local/root.crt")
-            services.context = ssl.create_default_context(cadata=authority)
         write = "from pathlib import Path; from paraclip_core.demo.render import write_scenes; "
         services.in_worker("python", "-c", f"{write}write_scenes(Path('/data/demo-data'), images=60)")
         yield services
