@@ -49,7 +49,12 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 
 def test_overrides_reach_lists_and_empty_groups() -> None:
-    overrides = ["data.index.features=f.npy", "data.sources.0.path=17", "data.sources.1={path: b.csv, format: csv}"]
+    overrides = [
+        "data.index.features=f.npy",
+        "model.base=mine",
+        "data.sources.0.path=17",
+        "data.sources.1={path: b.csv, format: csv}",
+    ]
     overrides += ["finetune.alpha.grid=[0, 1]", "finetune.learning_rate=1e-4", "evaluate.gate.max_drop={}", "name=2024"]
     settings = load_settings(None, [*overrides, "data.sources.0.split=null"])
     assert settings.data.index is not None and settings.data.index.features == "f.npy"

@@ -10,14 +10,20 @@ import pytest
 
 from paraclip.tasks.run.drive import Row, drive
 from paraclip.tasks.run.run import Node, Run, Stage
+from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
 from tests.kit.fake_stages import settings_at
 
-SOURCES = {"scenes": {}, "sources": [{"path": "captions.jsonl"}]}
 INPUTS = {"a": (), "b": ("a",), "c": ("b",), "d": ("a",), "e": ("c", "d")}
 STAGES = {
     name: Stage(name, 1, lambda _, inputs=inputs: inputs, lambda _: {}, lambda _: {}) for name, inputs in INPUTS.items()
 }
+
+
+def settings_with_a_row(root: Path) -> Settings:
+    """Settings of a run that has captions to work on."""
+    (root / "captions.jsonl").write_text('{"caption": "a dog on a beach", "image": "a.png"}\n')
+    return settings_at(root, data={"root": str(root), "sources": [{"path": "captions.jsonl"}]})
 
 
 class Hands:
@@ -57,7 +63,7 @@ class Hands:
 def test_a_stage_starts_when_its_inputs_are_there_and_somebody_is_free(
     tmp_path: Path, number: int, last: str, started: str, ended: str
 ) -> None:
-    run = Run(settings_at(tmp_path, data=SOURCES), stages=STAGES)
+    run = Run(settings_with_a_row(tmp_path), stages=STAGES)
     hands = Hands(run, number, last)
     shown: list[tuple[list[str], list[str]]] = []
     result = drive(run, hands, lambda rows, left: shown.append(([row["stage"] for row in rows], sorted(left))))
@@ -71,7 +77,7 @@ def test_a_stage_starts_when_its_inputs_are_there_and_somebody_is_free(
 
 
 def test_the_first_failure_is_the_runs_and_ends_the_others(tmp_path: Path) -> None:
-    run = Run(settings_at(tmp_path, data=SOURCES), stages=STAGES)
+    run = Run(settings_with_a_row(tmp_path), stages=STAGES)
     error: Any = InputError("captions.csv row 7 has no caption")
     hands = Hands(run, 2, "d", {"b": error})
     with pytest.raises(InputError, match=r"^b: captions\.csv row 7 has no caption$"):

@@ -85,7 +85,7 @@ def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeyp
 
 def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
     wanted = "evaluate.control=true"
-    assert list(stages_of(load_settings(DEMO, [QUERIES, wanted]))) == [*ORDER[:8], "control", *ORDER[8:]]
+    assert list(stages_of(load_settings(DEMO, [QUERIES, wanted]))) == [*ORDER[:7], "control", *ORDER[7:]]
     assert changed(tmp_path, wanted) == {"evaluate", "report"}
     settings = demo_settings(tmp_path, wanted)
     nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
