@@ -139,5 +139,5 @@ def test_a_failure_ends_what_is_at_work_or_waits_for_its_next_try(
     assert time.monotonic() - began < PATIENCE
     assert state.is_failed() and "paraphrase_1: captions.csv row 7" in (state.message or "")
     assert sorted(machine.order) == ["features", "paraphrase_1"]
-    runs = shown(state, 4)
+    runs = shown(state, 3)
     assert (runs["paraphrase_1"]["state"][0], runs["features"]["state"][0]) == ("Failed", features_is)
