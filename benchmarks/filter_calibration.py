@@ -1,6 +1,6 @@
 """What the filters cost and catch: good paraphrases that they reject, and bad ones that they let through.
 
-    python benchmarks/filter_calibration.py --data FOLDER [--encoder FOLDER] [--judge URL MODEL]
+    python benchmarks/filter_calibration.py --data FOLDER [--encoder FOLDER]
 
 Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), paraphrases in the style of a 7 B model
 (tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
@@ -27,19 +27,13 @@ from record import arguments
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.pieces import pieces_of
-from paraclip_core.config import ParaphraseOptions
-from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
-from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
-from paraclip_core.paraphrase.llm_judge import JUDGE_STEP, QUESTION, says_same
-from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import Encoder, SentenceEncoder
 from paraclip_core.paraphrase.words import words
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
-FILTERED = "capable+judge"
 
 Texts = tuple[str, str, str]
 """Caption, input, answer."""
@@ -59,18 +53,14 @@ class Group:
 class Presets:
     """Filters by preset and step, which share their models."""
 
-    def __init__(self, encoder: Encoder, judge: Engine | None = None) -> None:
-        self._encoder, self._answer_filter = encoder, judge
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
         self._filters: dict[tuple[str, int], AnswerFilter] = {}
         self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
 
     def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
         """Why the filters of `step` (default: the group's own) reject each answer; None if they do not."""
         key = name, step or group.step
-        if name == FILTERED:
-            if (*key, group.name) not in self._reasons:
-                self._reasons[*key, group.name] = self._filtered(group, key[1])
-            return self._reasons[*key, group.name]
         if key not in self._filters:
             options = FilterOptions.model_validate({"preset": name})
             spec = FilterSpec(options, key[1], FEW_SHOT[key[1]].examples)
@@ -79,18 +69,6 @@ class Presets:
             requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
             self._reasons[*key, group.name] = [result.reason for result in self._filters[key].filter(requests)]
         return self._reasons[*key, group.name]
-
-    def _filtered(self, group: Group, step: int) -> list[str | None]:
-        """The same for `capable`, with an LLM judge for what it accepts."""
-        assert self._answer_filter is not None
-        reasons = list(self.reasons("capable", group, step))
-        left = [number for number, reason in enumerate(reasons) if reason is None]
-        pairs = [f"{caption}\n{answer}" for caption, _, answer in (group.texts[number] for number in left)]
-        prompts = [Prompt(QUESTION.messages(pair), pair, JUDGE_STEP, 0) for pair in pairs]
-        answers = self._answer_filter.generate(prompts, SamplingOptions(temperature=0, n=1, max_tokens=8))
-        for number, answer in zip(left, answers, strict=True):
-            reasons[number] = None if says_same(" ".join(answer.texts)) else "judge"
-        return reasons
 
     def stopped(self, name: str, group: Group, step: int | None = None) -> float:
         """Percentage of the answers that are rejected."""
@@ -197,14 +175,9 @@ def main() -> None:
     )
     parser.add_argument("--most", type=int, default=400, help="hard negatives of each source")
     parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
-    parser.add_argument("--judge", nargs=2, metavar=("URL", "MODEL"), help="an OpenAI-compatible server and its model")
     chosen = parser.parse_args()
-    judge = None
-    if chosen.judge:
-        server = OpenAIOptions(base_url=chosen.judge[0])
-        judge = make_engine(ParaphraseOptions(engine="openai", model=chosen.judge[1], openai=server))
-    presets = Presets(SentenceEncoder(chosen.encoder), judge)
-    names = ["capable", *([FILTERED] if judge else []), "small-model"]
+    presets = Presets(SentenceEncoder(chosen.encoder))
+    names = ["capable", "small-model"]
     small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]
     parts = [(small, "labelled")]
     if chosen.data:

@@ -75,10 +75,6 @@ class ParaphraseOptions(Options):
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
     """How often a caption without an accepted answer is tried, including the first time."""
-    judge: dict[str, Any] | None = None
-    """Ask a language model whether each accepted answer means the same as its caption, and reject it if not. The
-    value holds the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model.
-    null: off."""
     seed: int = 0
     """Sampling seed."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
@@ -93,17 +89,6 @@ class ParaphraseOptions(Options):
     """Options of the `openai` engine."""
     vllm: VllmOptions = VllmOptions()
     """Options of the `vllm` engine."""
-
-    def as_judge(self) -> ParaphraseOptions | None:
-        """The judge's options; None if there is no judge."""
-        if self.judge is None:
-            return None
-        return ParaphraseOptions.model_validate(_merged(self.model_dump(), self.judge) | {"judge": None})
-
-    @model_validator(mode="after")
-    def _judge_options(self) -> ParaphraseOptions:
-        _check("judge", self.as_judge)
-        return self
 
     @field_validator("options")
     @classmethod

@@ -106,8 +106,6 @@ def _askable(run: Run) -> Run:
     problem = None
     if not paraphraser.facts.asks:
         problem = f"{engine} makes no requests; name the engine whose model should answer"
-    elif options.judge is not None:
-        problem = "paraphrase.judge asks about answers as they arrive; import with paraphrase.judge=null, and then run"
     elif not options.model:
         problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
     elif any(map(paraphraser.words, STEPS.values())):

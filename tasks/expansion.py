@@ -51,24 +51,21 @@ class Expansion:
     def facts(self) -> dict[str, Any]:
         """Counts and costs; `spend` is None without prices."""
         found = list(map(len, self.paraphrases))
-        # A judge is asked, and paid, on its own account.
-        parts = [self.metrics, self.metrics.get("judge", {})]
-        total = {name: sum(part.get(name, 0) for part in parts) for name in ("prompt_tokens", "completion_tokens")}
-        spent = [part["spend"] for part in parts if "spend" in part]
         return {
             "queries": len(found),
             "expanded": sum(map(bool, found)),
             "without_paraphrases": found.count(0),
             "paraphrases": sum(found),
-            "asked": sum(part.get("generated", 0) for part in parts),
-            "cached": sum(part.get("cached", 0) for part in parts),
-            **total,
-            "spend": round(sum(spent), 6) if spent else None,
+            "asked": self.metrics.get("generated", 0),
+            "cached": self.metrics.get("cached", 0),
+            "prompt_tokens": self.metrics.get("prompt_tokens", 0),
+            "completion_tokens": self.metrics.get("completion_tokens", 0),
+            "spend": self.metrics.get("spend"),
         }
 
 
 def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Progress = silent) -> Expansion:
-    """Ask for up to `most` paraphrases of each query, by the run's engine, prompts, filters, judge and spending cap.
+    """Ask for up to `most` paraphrases of each query, by the run's engine, prompts, filters and spending cap.
 
     Step 1 gives as many of its answers as are accepted; step 2 paraphrases these for the queries that need more. A
     query that is empty after cleaning or longer than a caption may be is not asked about.

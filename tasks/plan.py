@@ -118,7 +118,6 @@ def _engine_notes(run: Run, asking: list[Stage]) -> list[str]:
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
     notes = [f"filters: {paraphraser.filters.preset} ({why}; docs/filters.md)"]
     asked = [stage.paraphraser(run) for stage in asking if stage.paraphraser is not None]
-    asked += [judge for paraphraser in asked if (judge := paraphraser.judge) is not None]
     with closing(open_answers(run.store)) as answers:
         engine_notes = [note for paraphraser in asked for note in _engine_note(paraphraser, answers)]
     return notes + list(dict.fromkeys(engine_notes))

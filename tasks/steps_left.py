@@ -36,8 +36,6 @@ BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
 prompts. A Chinese character has three bytes and is about one token."""
 TOKENS_PER_WORD = 1.15
 """Tokens of an answer per word of its input, measured on the few-shot prompts."""
-QUESTION_TOKENS = 340, 2
-"""Tokens of a question to the LLM judge, including its examples, and of its answer; measured."""
 
 
 @dataclass(frozen=True)
@@ -161,24 +159,19 @@ def asked_amounts(
 
 
 def _amount(paraphraser: Paraphraser, left: StepLeft, rate: Rate, assumed: str) -> Amount:
-    """The work of a step, and of its LLM judge: a question for each row that will be accepted."""
+    """The work of a step."""
     if not paraphraser.facts.asks:
         return Amount(left.rows, 0, 0, float(left.rows), note=assumed)
-    judge, questions = paraphraser.judge, round(left.open * rate.share)
-    bills = [(paraphraser, left.missing, (rate.prompt_tokens, rate.completion_tokens))]
     notes = [assumed] if assumed else []
-    if judge is not None and questions:
-        bills.append((judge, questions, QUESTION_TOKENS))
-        notes.append(f"{questions} questions to the judge {judge.model} among them, at least")
     if paraphraser.options.attempts > 1 and left.missing and paraphraser.filters.preset != "off":
         # How often a missing answer will lead to another request is unknown.
         notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
-    requests = sum(count for _, count, _ in bills)
-    tokens = round(sum(count * sum(tokens) for _, count, tokens in bills))
-    engines = [(asked.engine(), count * prompt, count * answer) for asked, count, (prompt, answer) in bills]
-    costs = [engine.cost(*billed) for engine, *billed in engines if isinstance(engine, PaidEngine) and engine.priced]
-    spend = round(sum(costs), 4) if costs else None
-    return Amount(left.rows, requests, tokens, float(requests), spend, "; ".join(notes))
+    prompt, completion = left.missing * rate.prompt_tokens, left.missing * rate.completion_tokens
+    engine = paraphraser.engine()
+    priced = isinstance(engine, PaidEngine) and engine.priced
+    spend = round(engine.cost(prompt, completion), 4) if priced else None
+    tokens = round(prompt + completion)
+    return Amount(left.rows, left.missing, tokens, float(left.missing), spend, "; ".join(notes))
 
 
 def _new_inputs(rounds: Rounds) -> int:

@@ -170,15 +170,14 @@ class TrialCache:
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
     """Request and filter as a run would, but ignore `paraphrase.fraction`.
 
-    `paraphrase.judge` is not asked. With `keep`, answers are stored in the root's cache; otherwise nothing is stored.
+    With `keep`, answers are stored in the root's cache; otherwise nothing is stored.
     `say` is called with a line before each slow part.
     """
     with ExitStack() as stack:
         # No root is created if nothing is stored. An object store may have answers that this machine has never seen.
         bare = not keep and run.store.remote is None and not run.store.root.exists()
         store = ArtifactStore(stack.enter_context(TempDir("trial-root-"))) if bare else run.store
-        paraphrase = run.settings.paraphrase.model_copy(update={"judge": None})
-        run = Run(run.settings.model_copy(update={"paraphrase": paraphrase}), store)
+        run = Run(run.settings, store)
         engine = run.paraphraser.engine()
         stack.enter_context(closing(engine))
         root = stack.enter_context(closing(open_answers(run.store)))

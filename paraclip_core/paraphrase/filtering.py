@@ -20,7 +20,7 @@ import pyarrow as pa
 from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
+from paraclip_core.paraphrase.filters import NO_PARAPHRASE, extra_filters_source, filters_of
 from paraclip_core.paraphrase.pair import Pair, Pieces
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
@@ -49,15 +49,6 @@ class FilterSpec:
     """Context length of the text encoder, in tokens."""
     words: str = ""
     """Model, seed and prompt of the requests for single words; empty if no answers with swapped words are tried."""
-    llm_judge: str = ""
-    """Model, prompt and sampling of the LLM judge, which has the last word; empty without one."""
-
-    @property
-    def last_digest(self) -> bytes:
-        """16 bytes over everything that decides a row's last filter result: :attr:`digest`, and the LLM judge."""
-        if not self.llm_judge:
-            return self.digest
-        return hashlib.blake2b(self.digest + self.llm_judge.encode(), digest_size=16).digest()
 
     @property
     def digest(self) -> bytes:
@@ -234,7 +225,7 @@ class AnswerFilter:
 
     def _result(self, candidates: Sequence[Candidate]) -> FilterResult:
         if not candidates:
-            return FilterResult((), None, "no_paraphrase", "the engine has none for this text")
+            return FilterResult((), None, NO_PARAPHRASE, "the engine has none for this text")
         passed = [candidate for candidate in candidates if candidate.accepted]
         if passed:
             passed.sort(key=attrgetter("score"), reverse=True)

@@ -279,8 +279,8 @@ def resolved(options: FilterOptions, preset: PresetName) -> FilterOptions:
     return chosen.model_copy(update={name: threshold(chosen, name) for name in THRESHOLDS})
 
 
-NOT_OF_FILTERS = ("no_paraphrase", "judge")
-"""Reason codes that no filter gives."""
+NO_PARAPHRASE = "no_paraphrase"
+"""The reason code that no filter gives: there was no answer to filter."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def filters_of(options: FilterOptions) -> Filters:
     for path in options.extra:
         check = _imported(path)
         ours = {rule.__name__ for row in map(preset_named, PRESETS) for rule in (*row.text, *row.meaning)}
-        if check.__name__ in {*filters.text, *filters.meaning, *ours, *NOT_OF_FILTERS}:
+        if check.__name__ in {*filters.text, *filters.meaning, *ours, NO_PARAPHRASE}:
             raise ConfigError(
                 f"paraphrase.filters.extra: {path} is named {check.__name__}, like another filter; rename it"
             )

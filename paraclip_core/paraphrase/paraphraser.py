@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -102,21 +102,6 @@ class Paraphraser:
         return self.context.path_of(self.given.model) if _entry(self.given).model_here and self.given.model else None
 
     @cached_property
-    def judge(self) -> Paraphraser | None:
-        """The LLM judge, which is asked whether an answer means the same as its caption; None without one."""
-        if (options := self.given.as_judge()) is None:
-            return None
-        own = self.given.judge.keys() - {"sampling"} if self.given.judge else ()
-        context = replace(self.context, options_at="paraphrase.judge") if own else self.context
-        judge = Paraphraser(options, context)
-        if not judge.facts.asks:
-            raise ConfigError(
-                f"paraphrase.judge: the engine {options.engine} calls no language model; name one that does, for "
-                "example paraphrase.judge={engine: openai, model: NAME}"
-            )
-        return judge
-
-    @cached_property
     def prompts(self) -> dict[int, PromptTemplate]:
         return {step: prompt_for(self.options, step) for step in (1, 2)}
 
@@ -124,12 +109,6 @@ class Paraphraser:
         """How synonyms of single words are requested, too; None if they are not, since they cost money."""
         wanted = self.facts.asks and self.prompts[step].id.startswith("few-shot")
         return preset_named(self.filters.preset).words if wanted else None
-
-    def shares_engine(self, paraphraser: Paraphraser) -> bool:
-        """Whether both ask the same model in the same way, so that one engine does for both."""
-        ours, theirs = self.options, paraphraser.options
-        alike = getattr(ours, _entry(ours).own) == getattr(theirs, _entry(theirs).own)
-        return alike and (ours.engine, ours.model, ours.chunk) == (theirs.engine, theirs.model, theirs.chunk)
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

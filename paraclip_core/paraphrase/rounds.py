@@ -22,7 +22,6 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, Filtered, FilterPool
 from paraclip_core.paraphrase.keys import RequestKeys
-from paraclip_core.paraphrase.llm_judge import LLMJudge
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.selection import Selection, select
 from paraclip_core.paraphrase.sending import Counts, Phase, RequestSender
@@ -60,8 +59,6 @@ class Rounds:
     """None: nothing is requested, and `missing` says what would be."""
     pool: FilterPool | None = None
     """None: nothing is filtered; a sender needs a pool."""
-    llm_judge: LLMJudge | None = None
-    """Has the last word on accepted answers; None: the filters have it."""
     progress: Progress = silent
     on_filtered: OnFiltered | None = None
     missing: list[tuple[RequestKeys, np.ndarray]] = field(default_factory=list, init=False)
@@ -120,10 +117,6 @@ class Rounds:
     def _complete(self, request: RequestKeys, missing: np.ndarray) -> None:
         """Get the missing answers; the first few are filtered before the others are paid for."""
         phase = self._phase("asking", len(missing))
-        shared = self.llm_judge is not None and self.llm_judge.engine is self.engine
-        if len(missing) and self.llm_judge is not None and not shared:
-            # Answers that nobody can judge would be paid for in vain.
-            self.llm_judge.sender.check()
         if request.attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
             self._send(request, first, phase)
@@ -131,7 +124,7 @@ class Rounds:
             self._warn_of_few(first)
         self._send(request, missing, phase)
         last = request.attempt + 1 == self.options.attempts
-        if last and not (self._words or shared):
+        if last and not self._words:
             # Nothing more will be requested: others may use the GPU while answers are filtered.
             self.engine.close()
 
@@ -168,20 +161,6 @@ class Rounds:
             self._take(self.pool.filter(self.tables.unfiltered(BLOCK_ROWS), count), self._phase("filtering", count))
             self._keep_filter_results()
             self.counts.filter_seconds += time.monotonic() - began
-        if self.llm_judge is not None and self.tables.find_undecided(attempt, rows):
-            self._decide_by_model(self.llm_judge)
-
-    def _decide_by_model(self, judge: LLMJudge) -> None:
-        if judge.engine is not self.engine:
-            # Only one of them may use the GPU at a time.
-            self.engine.close()
-        began, started = time.monotonic(), partial(self._phase, "asking the LLM judge")
-        for captions, filter_results in self.tables.undecided(SENT_ROWS):
-            decided = judge.decide(filter_results, captions, self.tables.filters, self.keep, started)
-            self.cache.append_filter_results(pa.Table.from_batches([decided]))
-        if judge.engine is not self.engine:
-            judge.engine.close()
-        self.counts.filter_seconds += time.monotonic() - began
 
     def _take(self, filtered: Iterable[Filtered], phase: Phase | None = None) -> None:
         """Collect filter results, and store them now and then."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.paraphrase.keys import KEY_BYTES, RequestKeys
-from paraclip_core.tables import ANSWERS, FILTER_RESULTS
+from paraclip_core.tables import ANSWERS
 from paraclip_core.tables import DUCKDB as CONFIG
 
 TAKEN_ROWS = 65_536
@@ -49,16 +49,8 @@ WHERE v.filters = getvariable('filters')
 UNFILTERED = """
 SELECT min(r.row) AS row, r.key, r.parent, any_value(g.completions) AS completions
 FROM requests r JOIN cache.generations g ON g.key = r.key
-ANTI JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('text_filters')) v
+ANTI JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('filters')) v
 ON v.generation = r.key AND v.parent = parent_of(r.parent)
-WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
-"""
-UNDECIDED = """
-SELECT min(r.row) AS row, any_value(v) AS result
-FROM requests r JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('text_filters')) v
-ON v.generation = r.key AND v.parent = parent_of(r.parent)
-ANTI JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('filters')) decided
-ON decided.generation = v.generation AND decided.parent = v.parent
 WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
 """
 REJECTED = """
@@ -94,22 +86,10 @@ class GenerationCache(Protocol):
 class StepTables:
     """The requests of one step, joined with the cache; close it at the end."""
 
-    def __init__(
-        self,
-        step: int,
-        cache: GenerationCache,
-        batches: Batches,
-        filters: bytes,
-        scratch: Path,
-        *,
-        text_filters: bytes | None = None,
-    ) -> None:
+    def __init__(self, step: int, cache: GenerationCache, batches: Batches, filters: bytes, scratch: Path) -> None:
         """Start without requests. Filter results with the digest `filters` count; `scratch` is a folder for temporary
-        files.
-
-        `text_filters`: digest of the first filter results, if an LLM judge turns them into those of `filters`.
-        """
-        self.step, self.cache, self.batches, self.scratch, self.filters = step, cache, batches, scratch, filters
+        files."""
+        self.step, self.cache, self.batches, self.scratch = step, cache, batches, scratch
         self.source = source_column(step)
         self.rows = 0
         """Rows of the step, known once the requests of the first attempt are added."""
@@ -117,7 +97,7 @@ class StepTables:
         self.con = duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch / "duckdb.tmp")})
         self.con.execute("CREATE TABLE requests (row BIGINT, attempt SMALLINT, key BLOB, parent BLOB)")
         self.con.execute(MACROS)
-        for name, digest in (("filters", filters), ("text_filters", text_filters or filters), ("no_parent", NO_PARENT)):
+        for name, digest in (("filters", filters), ("no_parent", NO_PARENT)):
             self.con.execute(f"SET VARIABLE {name} = ?::BLOB", [digest])
 
     def close(self) -> None:
@@ -159,7 +139,10 @@ class StepTables:
     def find_unfiltered(self, attempt: int, rows: np.ndarray | None = None) -> int:
         """Collect the answers without a filter result, of all rows or of these alone, for :meth:`unfiltered`; return
         their number."""
-        return self._collect("unfiltered", UNFILTERED, attempt, rows)
+        values = {"attempt": attempt, "rows": None if rows is None else rows.tolist()}
+        with self.cache.attached(self.con):
+            self.con.execute(f"CREATE OR REPLACE TABLE unfiltered AS {UNFILTERED}", values)
+        return len(self.con.table("unfiltered"))
 
     def unfiltered(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
         """Blocks (`tables.ANSWERS`) of what :meth:`find_unfiltered` collected, by row."""
@@ -169,18 +152,6 @@ class StepTables:
             parents = batch.column("parent").fill_null(NO_PARENT)
             columns = [batch.column("key"), parents, taken.column("caption"), taken.column(self.source)]
             yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
-
-    def find_undecided(self, attempt: int, rows: np.ndarray | None = None) -> int:
-        """Collect the first filter results without a last one, for :meth:`undecided`; return their number."""
-        return self._collect("undecided", UNDECIDED, attempt, rows)
-
-    def undecided(self, block_rows: int) -> Generator[tuple[list[str], pa.RecordBatch], None, None]:
-        """Captions and filter results (`tables.FILTER_RESULTS`) of what :meth:`find_undecided` collected, by row."""
-        cursor = RowCursor(self.batches(["caption"]))
-        for batch in self._stream("SELECT row, unnest(result) FROM undecided ORDER BY row", block_rows):
-            captions = cursor.take(batch.column("row").to_numpy()).column("caption").to_pylist()
-            columns = [batch.column(field.name).cast(field.type) for field in FILTER_RESULTS]
-            yield captions, pa.RecordBatch.from_arrays(columns, schema=FILTER_RESULTS)
 
     @contextmanager
     def filtered(self) -> Iterator[None]:
@@ -216,13 +187,6 @@ class StepTables:
         self.con.register("new", pa.Table.from_arrays(columns, ["row", "attempt", "key", "parent"]))
         self.con.execute("INSERT INTO requests FROM new")
         self.con.unregister("new")
-
-    def _collect(self, table: str, query: str, attempt: int, rows: np.ndarray | None) -> int:
-        """Store the result of a round's query, for all rows or for these, in a table; return its number of rows."""
-        values = {"attempt": attempt, "rows": None if rows is None else rows.tolist()}
-        with self.cache.attached(self.con):
-            self.con.execute(f"CREATE OR REPLACE TABLE {table} AS {query}", values)
-        return len(self.con.table(table))
 
     def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
         # A separate cursor: other queries on the connection would end the stream.

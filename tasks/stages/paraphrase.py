@@ -33,7 +33,6 @@ from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
 from paraclip_core.paraphrase.keys import in_fraction, step_requests
-from paraclip_core.paraphrase.llm_judge import LLMJudge, judge_requests, judge_sampling
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.rounds import OnFiltered, Rounds
 from paraclip_core.paraphrase.selection import Selection
@@ -94,13 +93,7 @@ def step_metrics(paraphraser: Paraphraser, rounds: Rounds) -> dict[str, Any]:
     about |= {"engine": engine.name, "model": engine.model}
     if engine.facts.asks:
         about["prompts"] = paraphraser.prompts[rounds.tables.step].id
-    about |= spent(engine, rounds.counts)
-    if rounds.llm_judge is not None:
-        judge, questions = rounds.llm_judge.engine, rounds.llm_judge.sender.counts
-        names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
-        about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
-        about["judge"] |= spent(judge, questions)
-    return about
+    return about | spent(engine, rounds.counts)
 
 
 def summed_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,26 +133,15 @@ def paraphrasing(
     Concurrent runs that ask the same model about the same `captions` (the fingerprint of their ingest) would both pay
     for a missing request, so one of them waits.
     """
-    engine, judge = paraphraser.engine(), paraphraser.judge
-    engines = [engine]
-    if judge is not None and not judge.shares_engine(paraphraser):
-        # A separate engine, with its own prices and cap.
-        engines.append(judge.engine())
+    engine = paraphraser.engine()
     request = step_requests(paraphraser.options, step, engine.model)
     same_requests = run.store.cache / "asking" / f"{request.key(captions).hex()}.lock"
     with ExitStack() as stack:
         stack.enter_context(lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)))
         cache = stack.enter_context(closing(open_answers(run.store)))
-        for asked in engines:
-            stack.enter_context(closing(asked))
-            charge(asked, cache)
-        llm_judge = None
-        if judge is not None:
-            sender = RequestSender(engines[-1], cache, Counts(), judge.options.chunk)
-            llm_judge = LLMJudge(sender, judge_sampling(judge.options.sampling))
-        opened = step_rounds(
-            run, paraphraser, step, batches, cache, scratch, engine, llm_judge=llm_judge, progress=progress
-        )
+        stack.enter_context(closing(engine))
+        charge(engine, cache)
+        opened = step_rounds(run, paraphraser, step, batches, cache, scratch, engine, progress=progress)
         rounds = stack.enter_context(opened)
         try:
             yield rounds
@@ -179,7 +161,6 @@ def step_rounds(
     scratch: Path,
     engine: Engine | None = None,
     filtered: bool = True,
-    llm_judge: LLMJudge | None = None,
     on_filtered: OnFiltered | None = None,
     progress: Progress = silent,
 ) -> Iterator[Rounds]:
@@ -191,13 +172,10 @@ def step_rounds(
     spec, folder = filter_spec(paraphraser, step), scratch / f"step-{step}"
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     with ExitStack() as stack:
-        tables = StepTables(step, cache, batches, spec.last_digest, folder, text_filters=spec.digest)
-        stack.enter_context(closing(tables))
+        tables = stack.enter_context(closing(StepTables(step, cache, batches, spec.digest, folder)))
         pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads, folder))) if filtered else None
         sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
-        yield Rounds(
-            paraphraser.options, request, tables, cache, sender, pool, llm_judge, progress, on_filtered=on_filtered
-        )
+        yield Rounds(paraphraser.options, request, tables, cache, sender, pool, progress, on_filtered=on_filtered)
 
 
 def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
@@ -206,15 +184,11 @@ def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
     if step == 1:
         # Only step 2 has it, and changing it must not invalidate step 1's filter results.
         filters = filters.model_copy(update={"min_caption_similarity": -1.0})
-    words = llm_judge = ""
+    words = ""
     if (asked := paraphraser.words(step)) is not None:
         request = asked.requests(paraphraser.model, paraphraser.options.seed)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    if (judge := paraphraser.judge) is not None:
-        request = judge_requests(judge.model, judge.options.sampling)
-        keep = paraphraser.options.keep if step == 1 else 1
-        llm_judge = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
-    return FilterSpec(filters, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, llm_judge)
+    return FilterSpec(filters, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words)
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
@@ -307,11 +281,6 @@ def step_options(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
         decides |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
         decides |= {"synonyms": paraphraser.words(step) is not None, "sampling": meaning(options.sampling)}
         decides |= {"attempts": options.attempts, "seed": options.seed}
-    if (judge := paraphraser.judge) is not None:
-        request = judge_requests(judge.model, judge.options.sampling)
-        prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
-        facts = {"engine": judge.options.engine, "model": request.model, "prompt": prompt}
-        decides["judge"] = facts | {"sampling": request.sampling}
     filters = meaning(paraphraser.filters)
     if step == 1:
         del filters["min_caption_similarity"]
@@ -336,12 +305,11 @@ def step_sources(run: Run, paraphraser: Paraphraser) -> dict[str, str]:
 def step_missing(run: Run, paraphraser: Paraphraser) -> list[Missing]:
     """The user's file, and a language model on this machine, if they are not there."""
     missing = list[Missing]()
-    for asked in filter(None, (paraphraser, paraphraser.judge)):
-        if not asked.facts.asks and (path := asked.given.file.path):
-            expected = "paraphrases, or captions of the same images"
-            missing += find_missing(run.settings, "paraphrase.file.path", path, expected)
-        if (model := asked.model_path) is not None and not model.exists():
-            missing.append(Missing("paraphrase.model", str(model.absolute()), "the language model"))
+    if not paraphraser.facts.asks and (path := paraphraser.given.file.path):
+        expected = "paraphrases, or captions of the same images"
+        missing += find_missing(run.settings, "paraphrase.file.path", path, expected)
+    if (model := paraphraser.model_path) is not None and not model.exists():
+        missing.append(Missing("paraphrase.model", str(model.absolute()), "the language model"))
     return missing
 
 

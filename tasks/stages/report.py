@@ -60,7 +60,7 @@ SAMPLES = 12
 REJECT_SAMPLES = 5
 OF_THE_TRY = frozenset((
     "cached", "encoded", "generated", "requested", "prompt_tokens", "completion_tokens", "spend", "engine_seconds",
-    "filtered", "filter_seconds", "judge", "samples_per_second", "loss", "base",
+    "filtered", "filter_seconds", "samples_per_second", "loss", "base",
 ))  # fmt: skip
 """Metrics about how a result was obtained, not what it is: they differ after a kill, and the page must not. The page
 does not show a local base's location either."""
@@ -133,14 +133,12 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     """What was trained on which data, when, and how to reproduce it."""
     base = settings.model.base
     rows = f" ({totals['paraphrases']:,} paraphrases)" if "paraphrases" in totals else ""
-    about = inputs["paraphrase_1"].manifest.options
-    preset, judge = about.get("filters", {}).get("preset", ""), about.get("judge", {}).get("model")
     kept = inputs["paraphrase_2"].manifest.metrics.get("facts")
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
         "held-out queries by": _queries_by(settings, inputs),
-        "filters": "; ".join(filter(None, (preset, judge and f"then judged by {judge}"))),
+        "filters": inputs["paraphrase_1"].manifest.options.get("filters", {}).get("preset", ""),
         "the paraphrasing model": str(Facts(**kept)) if kept else "",
         "base model": "a text encoder trained on these captions" if base == BUILT_IN else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],

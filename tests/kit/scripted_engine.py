@@ -14,7 +14,6 @@ from paraclip_core.paraphrase.engines import (
     Prompt,
     SamplingOptions,
 )
-from paraclip_core.paraphrase.llm_judge import JUDGE_STEP
 
 Answer = Callable[[Prompt], Sequence[str]]
 
@@ -118,20 +117,6 @@ class Several(Well):
     def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__(options, context)
         self._answer = lambda prompt: (f"first {prompt.text}", f"second {prompt.text}")
-
-
-class Doubting(Several):
-    """Two answers; as the LLM judge, it rejects the first about 3 and both about 4."""
-
-    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
-        super().__init__(options, context)
-        paraphrase = self._answer
-        self._answer = lambda prompt: _opinion(prompt) if prompt.step == JUDGE_STEP else paraphrase(prompt)
-
-
-def _opinion(prompt: Prompt) -> tuple[str, ...]:
-    caption, answer = prompt.text.split("\n")
-    return ("No, it does not.",) if "4" in caption or ("3" in caption and "first" in answer) else ("Yes.",)
 
 
 class Refusing(Well):

@@ -122,14 +122,3 @@ def test_the_spending_cap_is_the_runs(openai_server: OpenAIServer, tmp_path: Pat
     kept = sum(openai_server.answered.values())
     assert 0 < kept < 6
     assert asked(settings_of(tmp_path, served(openai_server))).facts()["cached"] == kept
-
-
-def test_the_judge_has_the_last_word(tmp_path: Path) -> None:
-    expansion = asked(settings_of(tmp_path, scripted("Doubting", judge={})), ["a car 2", "a car 3", "a car 4"])
-    assert expansion.paraphrases == [
-        ["first a car 2", "second a car 2", "first first a car 2"],
-        ["second a car 3", "second second a car 3"],
-        [],
-    ]
-    # Of three queries and two paraphrases; the judge was asked about ten answers, and about some of step 2.
-    assert expansion.metrics["generated"] == 5 < expansion.facts()["asked"] - 6

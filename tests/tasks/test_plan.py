@@ -190,7 +190,6 @@ STOPPED = "warning: the run would stop at its first request: "
         (NOWHERE, {}, (), []),
         (ONE_A_TOKEN, {}, ASKING, []),
         (ONE_A_TOKEN | {"max_spend": 9}, {}, ASKING, ["paraphrase"]),
-        (NOWHERE, {"judge": {"model": "big", "openai": ONE_A_TOKEN | {"max_spend": 9}}}, ASKING, ["paraphrase.judge"]),
         (
             ONE_A_TOKEN,
             {"queries": {"model": "other", "openai": {"max_spend": 9}}},
@@ -205,14 +204,10 @@ def test_requests_are_priced_and_a_cap_says_what_is_left(
     settings = settings_of(tmp_path, "openai", openai=openai, **{"queries": {}, **more})
     planned, stages = plan_of(settings)
     assert {name for name, stage in stages.items() if stage.spend is not None} == set(priced)
-    judged = 2 if settings.paraphrase.judge else 1
-    assert [stages[name].requests for name in ASKING] == [judged * TRAIN, judged * TRAIN, judged * 2 * HELD_OUT]
-    for name in priced if judged == 1 else ():
+    assert [stages[name].requests for name in ASKING] == [TRAIN, TRAIN, 2 * HELD_OUT]
+    for name in priced:
         # At one a token the cost is the tokens.
         assert stages[name].spend == pytest.approx(stages[name].tokens, abs=1)
-    if judged == 2:
-        assert stages["paraphrase_1"].spend == TRAIN * 342
-        assert f"{TRAIN} questions to the judge big among them" in stages["paraphrase_1"].note
     notes = [note for note in planned.notes if "left to spend" in note]
     assert notes == [LEFT.format(cap=cap, of=9, left=9) for cap in caps]
     assert any(note.startswith(STOPPED) for note in planned.notes), "nobody listens there"

@@ -111,7 +111,7 @@ class EngineContext:
     hash_files: HashFiles = read_hashes
     """Hashes the weights of a model in a folder."""
     options_at: str = "paraphrase"
-    """Where the engine's options are, for messages: `paraphrase.judge`, `evaluate.queries`."""
+    """Where the engine's options are, for messages: `evaluate.queries` for those of held-out queries."""
 
     def path_of(self, model: str) -> Path:
         """Where `paraphrase.model` is if it names a file or folder: from where paraclip is called or, if nothing is

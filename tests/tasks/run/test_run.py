@@ -221,8 +221,6 @@ def test_files_of_every_kind_are_looked_for(tmp_path: Path) -> None:
     model = {"engine": "transformers", "model": str(tmp_path / "instruct")}
     told = lacking(parse_settings(given | {"paraphrase": model}), tmp_path)
     assert told[0] == "  instruct: the language model [paraphrase.model]"
-    judged = {"engine": "openai", "model": "x", "judge": model}
-    assert told == lacking(parse_settings(given | {"paraphrase": judged}), tmp_path)
     for name in ("pics", "instruct"):
         (tmp_path / name).mkdir()
     assert lacking(parse_settings(given | {"paraphrase": model}), tmp_path) == []

@@ -87,28 +87,6 @@ def test_a_server_that_dies_costs_nothing_twice(
     assert KEY not in settings.model_dump_json()
 
 
-def test_a_judge_that_the_server_does_not_have_is_named_before_anything_is_paid(
-    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = begun(openai_server, tmp_path, monkeypatch, 0)
-    judged = settings.paraphrase.model_copy(update={"judge": {"model": "nope"}})
-    with pytest.raises(EngineError, match=r"no model 'nope', but smol, other; set paraphrase\.judge\.model"):
-        made("paraphrase_1", settings.model_copy(update={"paraphrase": judged}))
-    assert not openai_server.asked
-
-
-def test_a_judge_of_the_same_model_spends_under_the_same_cap(
-    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun(openai_server, tmp_path, monkeypatch, 0)
-    settings = settings_of(tmp_path, openai_server.url, max_spend=100)
-    judged = settings.paraphrase.model_copy(update={"judge": {"model": "smol"}})
-    with pytest.raises(BudgetError):
-        made("paraphrase_1", settings.model_copy(update={"paraphrase": judged}))
-    # 2 an answer.
-    assert len(openai_server.asked) <= 50
-
-
 @pytest.mark.slow
 def test_runs_at_once_that_ask_the_same_pay_once(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
