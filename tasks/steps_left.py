@@ -168,8 +168,7 @@ def _amount(paraphraser: Paraphraser, left: StepLeft, rate: Rate, assumed: str) 
         notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
     prompt, completion = left.missing * rate.prompt_tokens, left.missing * rate.completion_tokens
     engine = paraphraser.engine()
-    priced = isinstance(engine, PaidEngine) and engine.priced
-    spend = round(engine.cost(prompt, completion), 4) if priced else None
+    spend = round(engine.cost(prompt, completion), 4) if isinstance(engine, PaidEngine) and engine.priced else None
     tokens = round(prompt + completion)
     return Amount(left.rows, left.missing, tokens, float(left.missing), spend, "; ".join(notes))
 
