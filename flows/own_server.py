@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from paraclip.flows.names import HOST, OWN_LOGGERS, PASSWORD_VARIABLE, SERVER_PASSWORD_VARIABLE, UNWATCHED
-from paraclip.storage.files import storage_errors
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import PACKAGES
@@ -52,8 +51,7 @@ def prepare_prefect(root: Path) -> None:
     A server named by PREFECT_API_URL is used, so that the run shows up there. Otherwise one is started for this run
     alone.
     """
-    with storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     quiet, server = dict(QUIET), {}
     if "PREFECT_API_URL" not in os.environ:
         quiet["PREFECT_LOGGING_TO_API_ENABLED"] = "false"

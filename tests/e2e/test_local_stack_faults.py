@@ -30,11 +30,13 @@ MARKED_SECONDS = 120
 
 
 @contextmanager
-def stack(root: Path, folder: Path, code: int = INTERRUPTED, images: int = 20_000) -> Iterator[Api]:
+def stack(root: Path, folder: Path, code: int = INTERRUPTED, captions: int = 5_000_000) -> Iterator[Api]:
     """A stack with a stage that takes minutes, one run at a time; with a code, it ends by itself."""
-    data = {"scenes": {"images": images}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+    with (folder / "captions.txt").open("w") as file:
+        file.writelines(f"a dog beside tree {number}\n" for number in range(captions))
+    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     with serving(root, folder, {"name": "long", "data": data}, code=code) as api:
-        deployment, limit = api.deployment("scenes"), {"concurrency_limit": 1}
+        deployment, limit = api.deployment("ingest"), {"concurrency_limit": 1}
         api.prefect("api", "PATCH", f"/deployments/{deployment}", "--data", json.dumps(limit))
         yield api
 
@@ -47,8 +49,8 @@ def stage_of(root: Path) -> int:
 
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    with stack(root, tmp_path, StageError.exit_code, images=10_000) as api:
-        run, stage = api.run_deployment("scenes"), stage_of(root)
+    with stack(root, tmp_path, StageError.exit_code, captions=2_000_000) as api:
+        run, stage = api.run_deployment("ingest"), stage_of(root)
         # So that no worker ends the run.
         for pid in (*of_stack(root, "paraclip-cpu"), *of_stack(root, "paraclip.flows.server")):
             os.kill(pid, signal.SIGKILL)
@@ -61,13 +63,13 @@ def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> No
 def test_what_was_cut_off_is_marked(tmp_path: Path) -> None:
     root = tmp_path / "root"
     with stack(root, tmp_path, StageError.exit_code) as api:
-        run, stage = api.run_deployment("scenes"), stage_of(root)
+        run, stage = api.run_deployment("ingest"), stage_of(root)
         (server,) = of_stack(root, "paraclip.flows.server")
         os.kill(server, signal.SIGKILL)
     eventually(lambda: not command_of(stage), "the run outlived its stack", 10)
     with stack(root, tmp_path) as api:
         eventually(lambda: api.state(run) == "Crashed", "what was cut off is not marked", MARKED_SECONDS)
-        again = api.run_deployment("scenes")
+        again = api.run_deployment("ingest")
         stage = stage_of(root)
     eventually(lambda: not command_of(stage), "the run outlived its stack", 10)
     with stack(root, tmp_path) as api:
