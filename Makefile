@@ -15,7 +15,7 @@ DEMO_FLAGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
-.PHONY: demo docs test pytest test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-filters bench-generate bench-train bench-loader bench-eval bench-index
+.PHONY: demo docs test pytest test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve lock clean bench-ingest bench-cache bench-filters bench-generate bench-train bench-loader bench-eval bench-index
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip demo --root "$(ROOT)" $(DEMO_FLAGS)
@@ -65,9 +65,6 @@ test-lowest: $(LOWEST)/.made
 
 serve: $(VENV)/.demo
 	$(BIN)/paraclip serve -c demo --set data.root="$(ROOT)/demo-data" --root "$(ROOT)" --port $(PORT)
-
-stop:
-	$(BIN)/paraclip stop --root "$(ROOT)"
 
 bench-ingest bench-cache bench-filters bench-generate bench-train bench-loader bench-eval bench-index: bench-%: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_$*.py

@@ -42,7 +42,6 @@ COMMANDS = {
     "verify-index": "verify_index:verify_index",
     "deploy": "deploy:deploy",
     "serve": "deploy:serve",
-    "stop": "deploy:stop",
     "artifacts ls": "store:list_artifacts",
     "artifacts show": "store:show",
     "artifacts verify": "store:verify",

@@ -8,7 +8,6 @@ limits and job variables stay.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,7 +25,7 @@ from pydantic import ValidationError
 
 from paraclip.flows.automations import create_automations, watch_unfinished
 from paraclip.flows.deployments import RELEASE, Existing, shown_schedule
-from paraclip.flows.names import MARK, TAG
+from paraclip.flows.names import TAG
 from paraclip.flows.own_server import check_server
 from paraclip.flows.pipeline import pipeline
 from paraclip.flows.places import CHANGE_FOLDER, PARENTS, Place, Target
@@ -69,6 +68,8 @@ class Deployed(NamedTuple):
     """Root and folder of the runs, their image, volume and secret, and the channel."""
     notes: list[str]
     """What was reset, removed, or is missing."""
+    waiting: list[str]
+    """Notes on the pools without a worker."""
 
 
 class _Part(NamedTuple):
@@ -102,7 +103,7 @@ def renew_server(config: Path | None, overrides: Sequence[str], target: Target, 
             # The runs take their root from PARACLIP_ROOT, which a root in the file would override.
             deployed = deploy(existing, load_settings(config or DEMO, overrides), target, nightly)
         else:
-            deployed = Deployed([], {}, existing.of_other_releases())
+            deployed = Deployed([], {}, existing.of_other_releases(), [])
     create_automations()
     watch_unfinished()
     return deployed
@@ -143,10 +144,9 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
         notes.insert(0, f"{follows}: {differences}")
     notes += place.without_image(own.get("pipeline"))
     notes += existing.remove_others({f"{part.name}/{name}" for part in parts}, name)
-    # `paraclip serve` starts its workers afterwards.
-    notes += [] if MARK in os.environ else place.without_workers(client)
     given = {name: value for name in ("image", "volume", "secret") if (value := getattr(target, name))}
-    return Deployed(rows, {"root": place.root, "folder": place.folder, **given, "channel": channel}, notes)
+    facts = {"root": place.root, "folder": place.folder, **given, "channel": channel}
+    return Deployed(rows, facts, notes, place.without_workers(client))
 
 
 def _register(

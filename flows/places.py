@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from paraclip.flows.names import ADDRESS_VARIABLE, CPU_RUNS, HEARTBEAT, OWN_LOGGERS, POOLS
+from paraclip.flows.names import CPU_RUNS, HEARTBEAT, OWN_LOGGERS, POOLS
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
 
@@ -178,8 +177,6 @@ def _job_variables(pool: WorkPool, target: Target, root: str) -> dict[str, Any]:
         # As in the stages' processes (-P), no module of a run's working folder hides another.
         "PYTHONSAFEPATH": "1",
     }
-    if pages := os.environ.get(ADDRESS_VARIABLE):
-        environment[ADDRESS_VARIABLE] = pages
     variables: dict[str, Any] = {"env": environment}
     if pool.type != "process" and target.image:
         variables["image"] = target.image

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, cast
-from urllib.parse import quote
 from uuid import UUID
 
 from prefect import get_client
@@ -210,17 +209,6 @@ def rolled_back(decision: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
 @cache
 def _gauge() -> Gauge:
     return Gauge("paraclip_stage", "How far a stage of a run is, its rates and its spend", ("run", "stage", "fact"))
-
-
-def report_note(name: str, report: str, summary: str, pages: str | None = None) -> str:
-    """Markdown that links to a run's report; `pages` is the address that serves the folder of all results, if any.
-
-    The UI does not follow links to files.
-    """
-    files = f"the file `{report}`, for machines `{summary}`\n"
-    if not pages:
-        return f"The report is a separate page; open it in a browser: {files}"
-    return f"[The report]({pages.rstrip('/')}/{quote(name)}/report.html) · {files}"
 
 
 def _try(failure: str, tell: Callable[[], object]) -> None:

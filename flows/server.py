@@ -1,7 +1,7 @@
-"""`prefect server` with fixes; run as ``python -m paraclip.flows.server start [OPTION …]`` or ``… services start``.
+"""`prefect server` with fixes; run as ``python -m paraclip.flows.server start [OPTION …]``.
 
-Its SQLite database loses no request, and its automations wait no longer than they say. ``… PID PORT`` is the server of
-one run, which ends with that process.
+Its SQLite database loses no request, and its automations wait no longer than they say. ``… PORT`` is the server of one
+run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from prefect.types import _datetime
 
 from paraclip.flows.names import HOST
 from paraclip_core.errors import ConfigError
-from paraclip_core.lifetime import die_with
 
 NO_MORE_SECONDS = 30
 """Seconds without a newer event after which none is on its way."""
@@ -84,9 +83,8 @@ def _replace(owner: Any, name: str, parameters: tuple[str, ...], function: Calla
 if __name__ == "__main__":
     wait_for_other_writers()
     if sys.argv[1].isdigit():
-        die_with(int(sys.argv[1]))
         application = "prefect.server.api.server:create_app"
-        uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
+        uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[1]), log_level="error", lifespan="on")
     else:
         keep_the_events_clock()
         sys.argv[1:1] = ["server"]

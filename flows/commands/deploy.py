@@ -1,11 +1,11 @@
-"""`paraclip deploy`, `serve` and `stop`: a configuration on a Prefect server, and a server on this machine."""
+"""`paraclip deploy` and `serve`: a configuration on a Prefect server, and a server on this machine."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from paraclip.flows.names import PASSWORD_VARIABLE, UNWATCHED
 from paraclip.storage.roots import open_store
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings
+
+if TYPE_CHECKING:
+    from paraclip.flows.deploy import Deployed
 
 ChannelOption = Annotated[
     str | None, typer.Option(help="Channel that `regenerate` moves; default: production, the demo's demo-production.")
@@ -79,10 +82,9 @@ def deploy(
 
     The deployments are called FLOW/RUN after the run's name, so several configurations live side by side. Call it again
     to update them from the file. Without `-c`, it registers the demo; if a configuration is already deployed,
-    everything stays. The server is that of PREFECT_API_URL, of `paraclip serve` under the same root, or of Prefect's
-    profile.
+    everything stays. The server is that of PREFECT_API_URL, or of Prefect's profile.
     """
-    _find_server(root)
+    _find_server()
     # Prefect reads its environment when it is imported.
     from paraclip.flows.deploy import Nightly, renew_server
     from paraclip.flows.places import Target
@@ -90,8 +92,15 @@ def deploy(
     target = Target(pool, gpu_pool, image, volume, secret, root, folder)
     deployed = renew_server(config, set_ or (), target, Nightly(channel, cron, timezone))
     if as_json:
-        print_json({"deployments": deployed.rows, **deployed.facts, "notes": deployed.notes})
+        notes = [*deployed.notes, *deployed.waiting]
+        print_json({"deployments": deployed.rows, **deployed.facts, "notes": notes})
         return
+    _print_deployed(deployed)
+    for note in deployed.waiting:
+        say(note)
+
+
+def _print_deployed(deployed: Deployed) -> None:
     if deployed.rows:
         print_table("", list(deployed.rows[0]), deployed.rows)
         say(", ".join(f"{name}: {value}" for name, value in deployed.facts.items()))
@@ -99,14 +108,11 @@ def deploy(
         say(note)
 
 
-def _find_server(root: str | None) -> None:
+def _find_server() -> None:
     """Point Prefect's environment at the right server; call it before anything imports prefect."""
     for name, value in UNWATCHED.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" in os.environ:
-        return
-    if "://" not in (root or DEFAULT_ROOT) and (server := local_stack.client_environment(Path(root or DEFAULT_ROOT))):
-        os.environ.update(server)
         return
     from prefect.settings import get_current_settings
 
@@ -124,40 +130,32 @@ def serve(
     cron: CronOption = None,
     timezone: TimezoneOption = None,
     root: RootOption = DEFAULT_ROOT,
-    port: Annotated[
-        int, typer.Option(min=1, max=65534, help="Port of the server, on 127.0.0.1; reports get the next one.")
-    ] = 4200,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server, on 127.0.0.1.")] = 4200,
     folder: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Folder that relative paths in settings start from.")
     ] = Path(),
 ) -> None:
-    """Start a Prefect server, two work pools with a worker each, and `deploy` a configuration there.
+    """Run a Prefect server in the foreground, `deploy` a configuration there, and run a worker for each of two pools.
 
-    What already runs stays. Call it again with another `-c` for a second configuration.
+    Ctrl-C ends all of them. `paraclip deploy` adds a second configuration.
     """
     if config or set_:
         # What is wrong in it is known before a server is started.
         load_settings(config or "demo", set_ or ())
     store = open_store(root)
     leave_in_order()
-    arguments = [f"--config={config}"] if config else []
-    arguments += [f"--set={override}" for override in set_ or ()]
-    given: dict[str, Any] = {"channel": channel, "cron": cron, "timezone": timezone}
-    arguments += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    processes, text = local_stack.serve(store.root, port, folder.absolute(), arguments, store.location)
-    say(text)
-    url = processes[0].url
-    # The password itself stays out of the terminal, whose output others may read.
-    path = local_stack.password_file(store.root)
-    chosen = not path.exists() or path.read_text().strip() != processes[0].password
-    login = "your own" if chosen else f"the USER:PASSWORD in {path}"
-    typer.echo(f"UI: {url}, reports: {local_stack.pages_url(url)}, login of both: {login}")
-    password = "USER:PASSWORD" if chosen else f'"$(cat {shlex.quote(str(path))})"'
-    typer.echo(f"for prefect: export PREFECT_API_URL={url}/api {PASSWORD_VARIABLE}={password}")
-    typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
 
+    def deployed(url: str) -> None:
+        from paraclip.flows.deploy import Nightly, renew_server
+        from paraclip.flows.places import Target
 
-def stop(root: RootOption = DEFAULT_ROOT) -> None:
-    """End the processes that `serve` started under this root, and no others."""
-    ended = local_stack.stop(open_store(root).root)
-    typer.echo(f"ended: {', '.join(ended)}" if ended else f"nothing runs under {root}")
+        target = Target(root=store.location, folder=str(folder))
+        _print_deployed(renew_server(config, set_ or (), target, Nightly(channel, cron, timezone)))
+        # The password itself stays out of the terminal, whose output others may read.
+        path = local_stack.password_file(store.root)
+        own = not path.exists() or path.read_text().strip() != os.environ[PASSWORD_VARIABLE]
+        password = "USER:PASSWORD" if own else f'"$(cat {shlex.quote(str(path))})"'
+        typer.echo(f"UI: {url}, login: {'your own' if own else f'the USER:PASSWORD in {path}'}; Ctrl-C ends it")
+        typer.echo(f"for other terminals: export PREFECT_API_URL={url}/api {PASSWORD_VARIABLE}={password}")
+
+    local_stack.serve(store.root, port, deployed)

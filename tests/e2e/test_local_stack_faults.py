@@ -1,4 +1,4 @@
-"""What goes wrong around `paraclip serve` and `paraclip stop` is said, and leaves nothing behind."""
+"""A part of `paraclip serve` that dies ends the whole, and what was cut off is marked by the next one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from paraclip.flows.local_stack import processes_of
-from tests.kit.processes import command_of, free_port
-from tests.kit.served import Api, of_stack, paraclip, serving
+from paraclip.flows.cli import INTERRUPTED
+from paraclip_core.errors import StageError
+from tests.kit.processes import command_of
+from tests.kit.served import Api, of_stack, serving
 from tests.kit.waiting import eventually
 
 pytestmark = [
@@ -29,57 +30,47 @@ MARKED_SECONDS = 120
 
 
 @contextmanager
-def stack(root: Path, folder: Path, captions: int = 5_000_000) -> Iterator[Api]:
-    """A stack with a stage that takes minutes, one run at a time."""
+def stack(root: Path, folder: Path, code: int = INTERRUPTED, captions: int = 5_000_000) -> Iterator[Api]:
+    """A stack with a stage that takes minutes, one run at a time; with a code, it ends by itself."""
     with (folder / "captions.txt").open("w") as file:
         file.writelines(f"a dog beside tree {number}\n" for number in range(captions))
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
-    with serving(root, folder, {"name": "long", "data": data}) as api:
+    with serving(root, folder, {"name": "long", "data": data}, code=code) as api:
         deployment, limit = api.deployment("ingest"), {"concurrency_limit": 1}
         api.prefect("api", "PATCH", f"/deployments/{deployment}", "--data", json.dumps(limit))
         yield api
 
 
-def serve_again(root: Path, folder: Path) -> str:
-    return paraclip("serve", "--root", root, "--port", free_port(), "--folder", folder)
-
-
-def pids(root: Path) -> dict[str, int]:
-    return {process.name: process.pid for process in processes_of(root) if process.name}
+def stage_of(root: Path) -> int:
+    """The process of the stage that runs."""
+    (pid,) = eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
+    return pid
 
 
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    with stack(root, tmp_path, captions=2_000_000) as api:
-        run = api.run_deployment("ingest")
-        (child,) = eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
-        before = pids(root)
-        os.kill(before["server"], signal.SIGKILL)
-        eventually(lambda: not command_of(before["server"]), "the server does not end")
-        output = serve_again(root, tmp_path)
-        assert f"starting it again at {api.url}" in output and of_stack(root, "paraclip.tasks.run.child") == [child]
-        assert {**pids(root), "server": before["server"]} == before
+    with stack(root, tmp_path, StageError.exit_code, captions=2_000_000) as api:
+        run, stage = api.run_deployment("ingest"), stage_of(root)
+        # So that no worker ends the run.
+        for pid in (*of_stack(root, "paraclip-cpu"), *of_stack(root, "paraclip.flows.server")):
+            os.kill(pid, signal.SIGKILL)
+    assert command_of(stage)
+    with serving(root, tmp_path, port=int(api.url.rpartition(":")[2])):
         eventually(lambda: api.state(run) not in ("Running", "Pending"), "the run does not end")
         assert api.state(run) == "Completed" and api.call(f"flow_runs/{run}")["run_count"] == 1
 
 
-def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:
+def test_what_was_cut_off_is_marked(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    with stack(root, tmp_path) as api:
-        run = api.run_deployment("ingest")
-        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
-        os.kill(pids(root)["paraclip-cpu"], signal.SIGKILL)
-        os.kill(pids(root)["server"], signal.SIGKILL)
-        output = paraclip("stop", "--root", root)
-        assert set(output.split("ended: ")[1].strip().split(", ")) == {"pages", "paraclip-gpu"}
-        eventually(lambda: not of_stack(root), "the run outlived its local stack", 10)
-        assert "nothing runs" in paraclip("stop", "--root", root)
-
+    with stack(root, tmp_path, StageError.exit_code) as api:
+        run, stage = api.run_deployment("ingest"), stage_of(root)
+        (server,) = of_stack(root, "paraclip.flows.server")
+        os.kill(server, signal.SIGKILL)
+    eventually(lambda: not command_of(stage), "the run outlived its stack", 10)
     with stack(root, tmp_path) as api:
         eventually(lambda: api.state(run) == "Crashed", "what was cut off is not marked", MARKED_SECONDS)
         again = api.run_deployment("ingest")
-        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the crashed run still holds the only slot")
-        paraclip("stop", "--root", root)
-        eventually(lambda: not of_stack(root), "the run outlived its local stack", 10)
+        stage = stage_of(root)
+    eventually(lambda: not command_of(stage), "the run outlived its stack", 10)
     with stack(root, tmp_path) as api:
         eventually(lambda: api.state(again) == "Crashed", "what was cut off is not marked", MARKED_SECONDS)

@@ -145,7 +145,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
 
     # Prefect looks for hooks in a process of its own, which must find the flow's modules.
     def worker_logs() -> str:
-        return "".join(path.read_text() for path in (root / "logs").glob("prefect-paraclip-*.log"))
+        return (data.parent / "serve.log").read_text()
 
     # Prefect reports it twice, and the second time undoes a Retry in between (docs/failures.md).
     eventually(lambda: worker_logs().count("Check whether the flow run exceeded") == 2, "no second report", 60)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from paraclip.flows.local_stack import client_environment
 from tests.kit.processes import free_port, with_variable
 from tests.kit.waiting import eventually
 
@@ -66,7 +65,7 @@ def test_serve_that_is_ended_midway_ends_what_it_has_started(tmp_path: Path) -> 
     command = [sys.executable, "-m", "paraclip.flows.cli", "serve", "--root", str(root), "--port", str(free_port())]
     serving = subprocess.Popen(command, env={**os.environ, "PARACLIP_TEST": mark}, start_new_session=True)
     try:
-        eventually(lambda: client_environment(root), "no server was started")
+        eventually(lambda: marked(mark, "paraclip.flows.server"), "no server was started")
         serving.terminate()
         assert serving.wait(120) == 143
     finally:

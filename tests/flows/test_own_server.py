@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paraclip.flows import local_stack
+from paraclip.flows import own_server
 from paraclip.flows.own_server import start_local_server
 from paraclip_core.errors import StageError
 from tests.kit.served import paraclip
@@ -40,7 +40,7 @@ def test_the_end_of_its_log_is_shown(server_of: Callable[[str], Any]) -> None:
 def test_one_that_is_too_slow_differs_from_one_that_ended(
     server_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_stack, "START_SECONDS", 0.5)
+    monkeypatch.setattr(own_server, "START_SECONDS", 0.5)
     with pytest.raises(StageError, match=r"(?s)did not answer within 0.5 seconds.*nothing; is there"):
         server_of("import time\ntime.sleep(600)")
 

@@ -46,7 +46,6 @@ ELSEWHERE = TESTED | {
     "paraclip demo": "tests/e2e/test_referee.py",
     "prefect automation create": "tests/kit/receiver.py",
     "paraclip serve": "tests/kit/served.py",
-    "paraclip stop": "tests/kit/served.py",
 }
 """Beginnings of commands that other tests run, and where they do."""
 SERVES = {"paraclip ui": "http://127", "prefect worker start": "started!"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paraclip.flows.prefect_ui import artifact_key, as_text, report_note
+from paraclip.flows.prefect_ui import artifact_key, as_text
 
 
 def test_captions_are_no_markdown() -> None:
@@ -35,12 +35,6 @@ def test_counts_are_text() -> None:
     row = {"stage": "ingest", "rejected": 3, "reasons": {"empty": 2, "echo": 1}}
     assert as_text(row) == {"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}
     assert as_text({"reasons": {}}) == {"reasons": ""}
-
-
-def test_a_run_links_to_its_report() -> None:
-    note = report_note("a [run]", "/root/report.html", "/root/summary.json", "http://127.0.0.1:4201/")
-    assert note.startswith("[The report](http://127.0.0.1:4201/a%20%5Brun%5D/report.html)")
-    assert "](" not in report_note("run", "/root/report.html", "/root/summary.json")
 
 
 def test_keys_are_what_prefect_takes() -> None:

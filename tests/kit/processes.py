@@ -9,16 +9,13 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """A free port whose successor is free, too; ``paraclip serve`` takes that for its report pages.
-
-    It is below those that the kernel gives to outgoing connections (32768 and above): any other process might take one
-    of them before our server has bound it.
+    """A free port, below those that the kernel gives to outgoing connections (32768 and above): any other process might
+    take one of them before our server has bound it.
     """
     while True:
         port = random.SystemRandom().randrange(12000, 32000)
-        with socket.socket() as one, socket.socket() as two, suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            two.bind(("127.0.0.1", port + 1))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return port
 
 

@@ -1,10 +1,11 @@
-"""`paraclip serve` and `paraclip stop` around a test, its runs there, and the server's API, pages and processes."""
+"""`paraclip serve` around a test, its runs there, and the server's API, pages and processes."""
 
 from __future__ import annotations
 
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,9 +20,11 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from paraclip.flows.cli import INTERRUPTED
 from paraclip.flows.local_stack import password_file
 from tests.kit.browser import chromium
 from tests.kit.processes import free_port, with_variable
+from tests.kit.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 BUSY = 503
@@ -126,11 +129,9 @@ class Api:
 
 def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> str:
     """Run a command with only these of Prefect's and this project's variables; returns its output."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
-    environment |= variables or {}
     command = [sys.executable, "-m", "paraclip.flows.cli", *map(str, arguments)]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(variables), timeout=300
     )
     assert done.returncode == code, done.stdout
     return done.stdout
@@ -138,23 +139,56 @@ def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | N
 
 @contextmanager
 def serving(
-    root: Path, folder: Path, settings: Mapping[str, Any] | None = None, variables: Mapping[str, str] | None = None
+    root: Path,
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+    variables: Mapping[str, str] | None = None,
+    port: int | None = None,
+    code: int = INTERRUPTED,
 ) -> Iterator[Api]:
-    """A local stack below `root` with a configuration deployed; at the end, it is stopped and leaves nothing behind."""
-    port = free_port()
-    config = () if settings is None else ("-c", write_config(folder, settings))
+    """A local stack below `root` with a configuration deployed; Ctrl-C ends it, and it leaves nothing behind.
+
+    With another `code` it ends by itself. Its output goes to `serve.log` in `folder`.
+    """
+    port, output = port or free_port(), folder / "serve.log"
+    config = () if settings is None else ("-c", str(write_config(folder, settings)))
+    options = "--root", str(root), "--port", str(port), "--folder", str(folder)
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paraclip.flows.cli", "serve", *config, *options],
+            stdout=log,
+            stderr=log,
+            env=_environment(variables),
+        )
     try:
-        paraclip("serve", *config, "--root", root, "--port", port, "--folder", folder, variables=variables)
+        text = eventually(lambda: _started(process, output), lambda: f"no worker: {output.read_text()}")
+        assert f"UI: http://127.0.0.1:{port}" in text
         password = (variables or {}).get("PREFECT_SERVER_API_AUTH_STRING") or password_file(root).read_text().strip()
         yield Api(f"http://127.0.0.1:{port}", password)
     finally:
-        paraclip("stop", "--root", root, variables=variables)
-        assert not of_stack(root), "`paraclip stop` left processes behind"
+        if code == INTERRUPTED:
+            process.send_signal(signal.SIGINT)
+        ended = process.wait(120)
+    assert ended == code, output.read_text()
+    assert code != INTERRUPTED or not of_stack(root), "it left processes behind"
+
+
+def _started(process: subprocess.Popen[bytes], output: Path) -> str | None:
+    """What `serve` has written, once both workers work."""
+    text = output.read_text()
+    assert process.poll() is None, text
+    return text if text.count("started!") == 2 else None
+
+
+def _environment(variables: Mapping[str, str] | None) -> dict[str, str]:
+    """This process's environment with only these of Prefect's and this project's variables."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
+    return {**environment, **(variables or {})}
 
 
 def of_stack(root: Path, part: str = "") -> list[int]:
-    """Processes below this root whose command line has `part`."""
-    return with_variable("PARACLIP_ROOT", str(root), part)
+    """Processes of the stack below this root whose command line has `part`."""
+    return with_variable("PREFECT_HOME", str(root / "prefect" / "server"), part)
 
 
 def write_config(folder: Path, settings: Mapping[str, Any]) -> Path:
