@@ -35,10 +35,7 @@ class Home:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        run = tiny_run(folder / "made", ANSWERS)
-        # With fewer dimensions a base of sixty scenes says too little of ImageNet's classes to be known by them.
-        run["model"]["embed_dim"] = 128
-        scenes = parse_settings(run)
+        scenes = parse_settings(tiny_run(folder / "made", ANSWERS))
         shutil.copyfile(Path(scenes.data.root) / "images.tar", folder / "images.tar")
         for name in ("ingest", "features", "built_in_base"):
             artifact = made(name, scenes)
