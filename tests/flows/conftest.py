@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,8 +102,9 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
             f"run: {{root: {tmp_path / 'root'}}}\n"
             f"data: {{root: {tmp_path}, sources: [{{path: captions.jsonl, images: images.tar}}]}}\n"
         )
-        (tmp_path / "captions.jsonl").write_text('{"caption": "a dog"}\n')
-        (tmp_path / "images.tar").write_bytes(b"")
+        (tmp_path / "captions.jsonl").write_text('{"caption": "a dog on a beach", "image": "a.png"}\n')
+        with tarfile.open(tmp_path / "images.tar", "w") as tar:
+            tar.addfile(tarfile.TarInfo("a.png"))
         settings = load_settings(config, overrides)
         store = open_store(settings.run.root)
         artifacts = {}

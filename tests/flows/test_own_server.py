@@ -47,10 +47,13 @@ def test_one_that_is_too_slow_differs_from_one_that_ended(
 
 @pytest.mark.slow
 def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a dog on a beach\n")
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: {{root: {tmp_path}, sources: [{{path: captions.txt}}]}}")
     with socket.socket() as nobody:
         # Bound and not listening: nobody else gets the port, and nobody answers.
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/api"
-        said = paraclip("run", "-c", "demo", "--root", tmp_path, code=2, variables={"PREFECT_API_URL": url})
+        said = paraclip("run", "-c", config, "--root", tmp_path / "root", code=2, variables={"PREFECT_API_URL": url})
     assert f"error: the Prefect server {url} does not accept this run: Failed to reach API" in said
     assert "Traceback" not in said and "unset PREFECT_API_URL" in said
