@@ -38,7 +38,7 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
         "run": {"root": str(root), "threads": 1},
         "data": {
             "root": str(data),
-            "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
+            "sources": [{"path": "captions.jsonl", "images": "images.tar", "license": "CC0-1.0"}],
         },
         "paraphrase": paraphrase,
         # With fewer dimensions a base of sixty scenes says too little of ImageNet's classes to be known by them.
