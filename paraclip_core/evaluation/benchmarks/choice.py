@@ -226,7 +226,7 @@ def _benchmark(title: str, choice: Choice, **about: Any) -> Benchmark:
             )
         return Task(lambda encoder: measure(choice, cases, encoder))
 
-    kind = {"task": "image_caption_selection", "hub_task": "image-text-matching", "needs_images": True}
+    kind = {"hub_task": "image-text-matching", "needs_images": True}
     return Benchmark(title, metrics, load, **kind, **about)
 
 
@@ -236,7 +236,7 @@ SUGARCREPE = _benchmark(
         read=read_sugarcrepe,
         image="filename",
         texts=("caption", "negative_caption"),
-        scores={Metric("accuracy", by_part=True, published="acc"): (("filename", "caption", "negative_caption"),)},
+        scores={Metric("accuracy", by_part=True): (("filename", "caption", "negative_caption"),)},
         protocol="accuracy: cosine of image and caption above that of image and negative, mean over categories",
         # Lower: the text encoder tells captions and negatives further apart.
         text_scores={Metric("text_only_closeness", lower_is_better=True, by_part=True): ()},
@@ -265,7 +265,7 @@ SUGARCREPE_PP = _benchmark(
         image="filename",
         texts=("caption", "caption2", "negative_caption"),
         scores={
-            Metric("image_to_text", by_part=True, published="acc"): (
+            Metric("image_to_text", by_part=True): (
                 ("filename", "caption", "negative_caption"),
                 ("filename", "caption2", "negative_caption"),
             ),
@@ -292,7 +292,7 @@ _VG = Choice(
     image="image_path",
     texts=("true_caption", "false_caption"),
     scores=dict.fromkeys(
-        (Metric("macro_accuracy", published="macro_acc"), Metric("micro_accuracy", published="acc")),
+        (Metric("macro_accuracy"), Metric("micro_accuracy")),
         (("image_path", "true_caption", "false_caption"),),
     ),
     protocol="cosine of image part and true caption above that with the false one; macro: mean over groups",

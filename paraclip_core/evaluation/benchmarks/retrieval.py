@@ -169,8 +169,8 @@ def measure(captions: Captions, pool: ImagePool, encoder: Encoder, language: str
 RETRIEVAL = Benchmark(
     title="Retrieval",
     metrics=(
-        *recalls("text_to_image_recall", "text → image recall", "image_retrieval_recall", headline=10),
-        *recalls("image_to_text_recall", "image → text recall", "text_retrieval_recall"),
+        *recalls("text_to_image_recall", "text → image recall", headline=10),
+        *recalls("image_to_text_recall", "image → text recall"),
         Metric(MEAN_RECALL, "mean recall, text → image, of @1, 5 and 10", by_part=True),
     ),
     load=load,
@@ -178,7 +178,6 @@ RETRIEVAL = Benchmark(
     aliases=("flickr8k", "flickr30k", "coco", "karpathy"),
     searches_images=True,
     resampled="images",
-    task="zeroshot_retrieval",
     options=RetrievalOptions,
     needs_images=True,
 )
