@@ -97,8 +97,8 @@ def _about(kind: str, protocol: Mapping[str, Any]) -> str:
         for name in COUNTED
         if isinstance(protocol.get(name), int)
     ]
-    named = [f"{name} {protocol[name]}" for name in ("split", "language") if isinstance(protocol.get(name), str)]
-    return " · ".join([row.title, *counted, *named])
+    split = [f"split {protocol['split']}"] if isinstance(protocol.get("split"), str) else []
+    return " · ".join([row.title, *counted, *split])
 
 
 def _explained(comparison: Sequence[Row]) -> list[str]:

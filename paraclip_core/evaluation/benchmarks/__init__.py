@@ -164,12 +164,8 @@ class Benchmark:
     """What `evaluate.benchmarks[].options` may hold; None: nothing."""
     needs_images: bool = False
     """Whether it reads images in addition to its path, so that `images` may name their location."""
-    citation: str = ""
-    """Its publication."""
     source: str = ""
     """Where its files are published."""
-    license: str = ""
-    """License of these files, without the images."""
 
     def metric(self, name: str) -> Metric | None:
         """The row's metric with this name, or with this name and a part; None if there is none."""

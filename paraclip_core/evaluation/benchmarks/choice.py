@@ -244,9 +244,7 @@ SUGARCREPE = _benchmark(
         "apart",
         macro=("accuracy", "text_only_closeness"),
     ),
-    citation="Hsieh et al., NeurIPS 2023",
     source="https://github.com/RAIVNLab/sugar-crepe",
-    license="MIT",
 )
 _TEXT_ONLY = {
     Metric("text_only", by_part=True): (
@@ -277,15 +275,8 @@ SUGARCREPE_PP = _benchmark(
         macro=("image_to_text", "text_only"),
     ),
     aliases=("sugarcrepe++", "scpp"),
-    citation="Dumpala et al., NeurIPS 2024",
     source="https://github.com/Sri-Harsha/scpp",
-    license="CC BY 4.0",
 )
-_ARO = {
-    "citation": "Yuksekgonul et al., ICLR 2023",
-    "source": "https://github.com/mertyg/vision-language-models-are-bows",
-    "license": "MIT",
-}
 # The two differ by up to eight points on one model: the authors' is the macro one, mteb's the micro one.
 _VG = Choice(
     read=lambda source, choice: read_aro(source, choice, "visual_genome_relation.json"),
@@ -300,7 +291,9 @@ _VG = Choice(
     counted=lambda group, cases: group not in SYMMETRIC,
     group=partial(_field, "relation_name"),
 )
-VG_RELATION = _benchmark("VG-Relation", _VG, aliases=("vg-r",), **_ARO)
+VG_RELATION = _benchmark(
+    "VG-Relation", _VG, aliases=("vg-r",), source="https://github.com/mertyg/vision-language-models-are-bows"
+)
 VG_ATTRIBUTION = _benchmark(
     "VG-Attribution",
     replace(
@@ -310,5 +303,5 @@ VG_ATTRIBUTION = _benchmark(
         group=lambda file, number, row: "_".join(row.get("attributes") or ()),
     ),
     aliases=("vg-a",),
-    **_ARO,
+    source="https://github.com/mertyg/vision-language-models-are-bows",
 )
