@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from paraclip_core.evaluation.audit import Audit, AuditedPair, Figure
-from paraclip_core.evaluation.thresholds import QUANTILES
 from paraclip_core.report.churn import changed_lists, images_of
 from paraclip_core.report.html import Shown, difference, figure, page_environment, ranked, style_rules
 
@@ -35,7 +34,6 @@ def render_audit(
         worst=[(pair, _lists(pair, classes)) for pair in audit.pairs[:WORST]],
         pictures=bool(thumbnails),
         changed=changed_lists(audit.churn, classes),
-        quantiles=QUANTILES,
         rules=style_rules({image: thumbnails[image] for image in images if image in thumbnails}, classes),
         facts=facts,
     )

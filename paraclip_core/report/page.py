@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from paraclip_core.evaluation.benchmarks import describe_benchmark, metric_of
 from paraclip_core.evaluation.rows import Row
-from paraclip_core.evaluation.thresholds import QUANTILES
 from paraclip_core.report.churn import changed_lists
 from paraclip_core.report.data import QueryPair, ReportData
 from paraclip_core.report.html import Shown, page_environment, ranked, style_rules
@@ -24,9 +23,8 @@ EXPLAINED = {
 }
 """Explanations of measures, by prefixes of their names."""
 
-
 CURVE_POINTS = 300
-"""More than a small figure can show are thinned."""
+"""About as many points as a small figure can show."""
 
 
 class Curve(NamedTuple):
@@ -62,7 +60,6 @@ def render_report(data: ReportData) -> str:
         curves=_curves(data),
         place=_place,
         changed=changed_lists(data.churn, classes),
-        quantiles=QUANTILES,
         better=[(pair, _lists(pair, classes)) for pair in data.better],
         worse=[(pair, _lists(pair, classes)) for pair in data.worse],
         rejects=[
