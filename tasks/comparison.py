@@ -15,14 +15,12 @@ from paraclip.storage.benchmark_features import BenchmarkFeatures
 from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in
-from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, write_evaluation
 from paraclip_core.clip.expansion import heads_model
 from paraclip_core.clip.reference import model_files
 from paraclip_core.errors import ConfigError, UnknownQueriesError
 from paraclip_core.evaluation.benchmarks import find_benchmark
 from paraclip_core.evaluation.options import BenchmarkOptions
-from paraclip_core.evaluation.result import Provenance
 from paraclip_core.evaluation.run import Evaluation, compare_models
 from paraclip_core.evaluation.verdict.finding import notes, paragraphs
 from paraclip_core.paths import expand
@@ -30,7 +28,7 @@ from paraclip_core.progress import Progress, silent
 from paraclip_core.report.data import ReportData
 from paraclip_core.report.page import render_report
 
-RESULTS_VERSION = 7
+RESULTS_VERSION = 8
 """Of what the files of a comparison hold."""
 MISSING_QUERIES = "missing_queries.jsonl"
 """The texts of a benchmark that a heads file lacks."""
@@ -110,7 +108,7 @@ def compare_and_write(
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
     references = {name: model.reference for name, model in resolved.items()}
     try:
-        compared = compare_models(references, benchmarks, split=split, device=device, progress=progress, keep=keep)
+        evaluations = compare_models(references, benchmarks, split=split, device=device, progress=progress, keep=keep)
     except UnknownQueriesError as error:
         lacking = folder / MISSING_QUERIES
         rows = "".join(json.dumps({"query": query}) + "\n" for query in error.queries)
@@ -119,18 +117,12 @@ def compare_and_write(
         raise
     base, *rivals = names
     alone = list(names) == ["base", "tuned"]
-    summaries, versions = {}, software_versions()
+    summaries = {}
     for rival in rivals:
         place, pair = folder if alone else folder / rival, {"base": names[base], "tuned": names[rival]}
-        model_names = {"base": base, "tuned": rival}
-
-        def provenance(benchmark: str, model: str, of: Mapping[str, str] = model_names) -> Provenance:
-            return Provenance(revisions[benchmark], compared.seconds[benchmark, of[model]], versions)
-
-        evaluation = compared.evaluations[rival]
-        summaries[rival] = write_evaluation(place, evaluation, pair, pair, provenance)
+        summaries[rival] = write_evaluation(place, evaluations[rival], pair)
         if report:
-            _write_page(place / "report.html", f"{rival} against {base}", command, pair, evaluation, summaries[rival])
+            _write_page(place / "report.html", f"{rival} against {base}", command, pair, evaluations[rival])
     if alone:
         return folder, summaries["tuned"]
     whole = _summary(summaries, names)
@@ -199,14 +191,7 @@ def pairs(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _write_page(
-    path: Path,
-    title: str,
-    command: str,
-    models: Mapping[str, str],
-    evaluation: Evaluation,
-    summary: Mapping[str, Any],
-) -> None:
+def _write_page(path: Path, title: str, command: str, models: Mapping[str, str], evaluation: Evaluation) -> None:
     comparison = evaluation.comparison
     facts = {"base": models["base"], "tuned": models["tuned"], "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     data = ReportData(

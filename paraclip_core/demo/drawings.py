@@ -222,18 +222,8 @@ def _table(pen: Pen, color: RGB) -> None:
 
 
 DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {
-    "dog": _dog,
-    "rabbit": _rabbit,
-    "woman": _woman,
-    "girl": _girl,
-    "car": _car,
-    "truck": _truck,
-    "bicycle": _bicycle,
-    "plane": _plane,
-    "flower": _flower,
-    "lamp": _lamp,
-    "bag": _bag,
-    "table": _table,
+    draw.__name__.strip("_"): draw
+    for draw in (_dog, _rabbit, _woman, _girl, _car, _truck, _bicycle, _plane, _flower, _lamp, _bag, _table)
 }
 """How each kind of thing is drawn."""
 

@@ -12,20 +12,9 @@ from typing import TextIO
 import numpy as np
 from PIL import Image, ImageDraw
 
+from paraclip_core.demo import scenes
 from paraclip_core.demo.drawings import DRAWINGS, Pen, background, mix
-from paraclip_core.demo.scenes import (
-    COLORS,
-    KINDS,
-    Scene,
-    SceneImage,
-    Thing,
-    captions,
-    generator,
-    pick,
-    plain_caption,
-    plan,
-    reword,
-)
+from paraclip_core.demo.scenes import COLORS, KINDS, Scene, SceneImage, Thing, generator, pick
 
 ALONE = {"small": 0.34, None: 0.60, "large": 0.82}
 IN_A_PAIR = {"small": 0.27, None: 0.41, "large": 0.55}
@@ -69,7 +58,7 @@ def write_scenes(folder: Path, images: int = 3000, side: int = 224) -> None:
         (folder / "captions.jsonl").open("w", encoding="utf-8", newline="\n") as texts,
         (folder / "paraphrased_queries.jsonl").open("w", encoding="utf-8", newline="\n") as queries,
     ):
-        for image in plan(images):
+        for image in scenes.plan(images):
             name, buffer = f"images/{image.image_id}.jpg", io.BytesIO()
             render(image, side).save(buffer, "JPEG", quality=85, subsampling=0)
             # TarInfo's own defaults are mtime 0, uid 0, gid 0 and no names: nothing of this machine or moment gets in.
@@ -77,15 +66,11 @@ def write_scenes(folder: Path, images: int = 3000, side: int = 224) -> None:
             member.size = buffer.tell()
             buffer.seek(0)
             archive.addfile(member, buffer)
-            for caption in captions(image):
+            for caption in scenes.captions(image):
                 _write(texts, image_id=image.image_id, image=name, caption=caption, split=image.split)
             if image.split == "val":
-                _write(
-                    queries,
-                    image_id=image.image_id,
-                    caption=plain_caption(image.scene),
-                    paraphrased_query=reword(image),
-                )
+                caption, query = scenes.plain_caption(image.scene), scenes.reword(image)
+                _write(queries, image_id=image.image_id, caption=caption, paraphrased_query=query)
 
 
 def _write(file: TextIO, **row: str) -> None:

@@ -54,67 +54,60 @@ class Kind(Concept):
     """Where another thing can stand on it, as a fraction of its height from the top; None: nowhere."""
 
 
+C = TypeVar("C", bound=Concept)
+
+
+def by_word(*concepts: C) -> dict[str, C]:
+    return {concept.word: concept for concept in concepts}
+
+
 ALL = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 FUR = ("brown", "black", "white", "orange")
 
-COLORS: dict[str, Color] = {
-    c.word: c
-    for c in (
-        Color("red", ("scarlet", "crimson"), (214, 38, 38)),
-        Color("orange", ("amber", "tangerine"), (245, 140, 28)),
-        Color("yellow", ("golden", "lemon"), (250, 216, 50)),
-        Color("green", ("emerald", "lime"), (46, 160, 67)),
-        Color("blue", ("azure", "navy"), (38, 98, 217)),
-        Color("purple", ("violet", "lilac"), (132, 60, 184)),
-        Color("pink", ("rosy", "magenta"), (246, 132, 184)),
-        Color("brown", ("chestnut", "tan"), (134, 84, 44)),
-        Color("black", ("dark", "ebony"), (36, 36, 40)),
-        Color("white", ("pale", "ivory"), (246, 246, 246)),
-    )
-}
+COLORS = by_word(
+    Color("red", ("scarlet", "crimson"), (214, 38, 38)),
+    Color("orange", ("amber", "tangerine"), (245, 140, 28)),
+    Color("yellow", ("golden", "lemon"), (250, 216, 50)),
+    Color("green", ("emerald", "lime"), (46, 160, 67)),
+    Color("blue", ("azure", "navy"), (38, 98, 217)),
+    Color("purple", ("violet", "lilac"), (132, 60, 184)),
+    Color("pink", ("rosy", "magenta"), (246, 132, 184)),
+    Color("brown", ("chestnut", "tan"), (134, 84, 44)),
+    Color("black", ("dark", "ebony"), (36, 36, 40)),
+    Color("white", ("pale", "ivory"), (246, 246, 246)),
+)
 
-SIZES: dict[str, Concept] = {
-    c.word: c for c in (Concept("large", ("big", "huge", "giant")), Concept("small", ("tiny", "little", "miniature")))
-}
+SIZES = by_word(Concept("large", ("big", "huge", "giant")), Concept("small", ("tiny", "little", "miniature")))
 
-KINDS: dict[str, Kind] = {
-    k.word: k
-    for k in (
-        Kind("dog", ("puppy", "hound", "canine"), FUR),
-        Kind("rabbit", ("bunny", "hare"), FUR),
-        Kind("woman", ("lady", "female"), ALL, person=True),
-        Kind("girl", ("child", "kid", "schoolgirl"), ALL, person=True),
-        Kind("car", ("vehicle", "sedan", "automobile"), ALL, surface=0.35),
-        Kind("truck", ("pickup", "lorry"), ALL, surface=0.27),
-        Kind("bicycle", ("bike", "cycle"), ALL),
-        Kind("plane", ("airplane", "aircraft", "jet"), ALL),
-        Kind("flower", ("blossom", "bloom"), ALL),
-        Kind("lamp", ("lantern", "light"), ALL),
-        Kind("bag", ("purse", "handbag"), ALL),
-        Kind("table", ("desk", "counter"), ALL, surface=0.46),
-    )
-}
+KINDS = by_word(
+    Kind("dog", ("puppy", "hound", "canine"), FUR),
+    Kind("rabbit", ("bunny", "hare"), FUR),
+    Kind("woman", ("lady", "female"), ALL, person=True),
+    Kind("girl", ("child", "kid", "schoolgirl"), ALL, person=True),
+    Kind("car", ("vehicle", "sedan", "automobile"), ALL, surface=0.35),
+    Kind("truck", ("pickup", "lorry"), ALL, surface=0.27),
+    Kind("bicycle", ("bike", "cycle"), ALL),
+    Kind("plane", ("airplane", "aircraft", "jet"), ALL),
+    Kind("flower", ("blossom", "bloom"), ALL),
+    Kind("lamp", ("lantern", "light"), ALL),
+    Kind("bag", ("purse", "handbag"), ALL),
+    Kind("table", ("desk", "counter"), ALL, surface=0.46),
+)
 
-PLACES: dict[str, Concept] = {
-    c.word: c
-    for c in (
-        Concept("on the beach", ("at the seashore", "by the shore", "on the sand")),
-        Concept("on the street", ("on the road", "in the city", "along an avenue")),
-        Concept("in the snow", ("on a snowy day", "in winter", "on frosty ground")),
-        Concept("at night", ("after dark", "under the moon", "in the moonlight")),
-    )
-}
+PLACES = by_word(
+    Concept("on the beach", ("at the seashore", "by the shore", "on the sand")),
+    Concept("on the street", ("on the road", "in the city", "along an avenue")),
+    Concept("in the snow", ("on a snowy day", "in winter", "on frosty ground")),
+    Concept("at night", ("after dark", "under the moon", "in the moonlight")),
+)
 """Backgrounds, as whole phrases."""
 
-RELATIONS: dict[str, Concept] = {
-    c.word: c
-    for c in (
-        Concept("next to", ("beside", "close to", "near", "alongside")),
-        Concept("above", ("over", "higher than")),
-        Concept("under", ("below", "beneath", "underneath")),
-        Concept("on", ("on top of", "atop")),
-    )
-}
+RELATIONS = by_word(
+    Concept("next to", ("beside", "close to", "near", "alongside")),
+    Concept("above", ("over", "higher than")),
+    Concept("under", ("below", "beneath", "underneath")),
+    Concept("on", ("on top of", "atop")),
+)
 
 
 @dataclass(frozen=True)
@@ -168,21 +161,13 @@ def plan(images: int) -> Iterator[SceneImage]:
     """
     train = images - round(images * HELD_OUT)
     types = round(train * TYPES_PER_IMAGE)
-    scenes = _distinct_scenes(generator(0))
-    shared = [next(scenes) for _ in range(types)]
-    for index in range(train):
-        yield SceneImage(index, index % types, "train", shared[index % types])
-    for index in range(train, images):
-        yield SceneImage(index, types + index - train, "val", next(scenes))
-
-
-def _distinct_scenes(rng: np.random.Generator) -> Iterator[Scene]:
-    earlier: set[Scene] = set()
-    while True:
-        scene = _scene(rng)
-        if scene not in earlier:
-            earlier.add(scene)
-            yield scene
+    rng, distinct = generator(0), dict[Scene, None]()
+    while len(distinct) < types + images - train:
+        distinct.setdefault(_scene(rng))
+    scenes = list(distinct)
+    for index in range(images):
+        split, type_id = ("train", index % types) if index < train else ("val", types + index - train)
+        yield SceneImage(index, type_id, split, scenes[type_id])
 
 
 def _scene(rng: np.random.Generator) -> Scene:
@@ -220,8 +205,7 @@ PAIRS = (
 )
 SINGLES = ("{a} {place}", "{a} {place}", "{place}, {a}", "photo of {a} {place}", "this is {a} {place}")
 
-Noise = Callable[[str, int], str]
-NOISES: tuple[Noise, ...] = (
+NOISES: tuple[Callable[[str, int], str], ...] = (
     lambda text, number: f"{text} | free image",
     lambda text, number: f"{text} stock photo",
     lambda text, number: f"{text}.jpg",
@@ -289,12 +273,7 @@ REWORDED_PAIRS = (
     "{a} was placed {relation} {b} {place}",
     "Someone has put {a} {relation} {b} {place}",
 )
-REWORDED_SINGLES = (
-    "There is {a} {place}",
-    "{a} is {place}",
-    "{place} we can see {a}",
-    "{a} was spotted {place}",
-)
+REWORDED_SINGLES = ("There is {a} {place}", "{a} is {place}", "{place} we can see {a}", "{a} was spotted {place}")
 
 
 def reword(image: SceneImage) -> str:

@@ -299,19 +299,14 @@ def _rows(file: Path, form: str, pictures: str | None = None) -> Iterator[tuple[
                 yield image, name, text.strip(), (form == "parquet" and split_name(stated or "")) or stated or default
 
 
-def of_split(path: Path, rows: Sequence[Row], split: str | None) -> tuple[list[int], str]:
-    """Places of the rows of a split, as in :func:`load_captions`, and its name; `all` if no row states one."""
+def _captions(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
+    """Captions of a split, as in :func:`load_captions`; it is named `all` if no row states one."""
     splits = {of for _, _, of in rows if of is not None}
     chosen = split or next((name for name in EVALUATION_SPLITS if name in splits), "test")
-    places = [place for place, (_, _, of) in enumerate(rows) if of is None or of == chosen]
-    if not places:
+    pairs = [(image, text) for image, text, of in rows if of in (None, chosen)]
+    if not pairs:
         raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
-    return places, chosen if splits else "all"
-
-
-def _captions(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
-    places, name = of_split(path, rows, split)
-    return Captions([rows[place][0] for place in places], [rows[place][1] for place in places], name)
+    return Captions([image for image, _ in pairs], [text for _, text in pairs], chosen if splits else "all")
 
 
 def picture_files(path: Path, split: str | None = None) -> list[Path]:

@@ -43,16 +43,6 @@ class Evaluation:
     """The tuned model's first image of each of these queries (`tables.FIRST_IMAGES`)."""
 
 
-@dataclass(frozen=True)
-class Compared:
-    """A base compared with each of the other models."""
-
-    evaluations: Mapping[str, Evaluation]
-    """By the other model's name."""
-    seconds: Mapping[tuple[str, str], float]
-    """Duration of each measurement, by benchmark and model."""
-
-
 def compare_models(
     models: Mapping[str, str],
     benchmarks: Sequence[BenchmarkOptions],
@@ -60,8 +50,9 @@ def compare_models(
     device: str = "auto",
     progress: Progress = silent,
     keep: FeatureCache | None = None,
-) -> Compared:
-    """Compare the first model with each of the others, outside any run, on benchmarks with their own paths.
+) -> dict[str, Evaluation]:
+    """Compare the first model with each of the others, outside any run, on benchmarks with their own paths; returns the
+    evaluations by the other model's name.
 
     Images are encoded by each model's own image encoder, once if encoders are equal; `keep` caches features across
     calls.
@@ -75,16 +66,8 @@ def compare_models(
             skipped[benchmark.name] = reason
         else:
             tasks.append(prepare(benchmark, path, None, split, images))
-    seconds: dict[tuple[str, str], float] = {}
-
-    def timed(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        began = time.monotonic()
-        measured = compute()
-        seconds[benchmark, model] = round(time.monotonic() - began, 2)
-        return measured
-
     encoders = {name: model_encoder(reference, device, keep) for name, reference in models.items()}
-    outcomes = measure(encoders, tasks, timed, progress)
+    outcomes = measure(encoders, tasks, lambda model, benchmark, compute: compute(), progress)
     base, *others = models
     evaluations = {}
     for other in others:
@@ -99,7 +82,7 @@ def compare_models(
             first_image_changes=changes and changes.first_image_changes,
         )
         evaluations[other] = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes, first)
-    return Compared(evaluations, seconds)
+    return evaluations
 
 
 def measure(

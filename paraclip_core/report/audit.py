@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paraclip_core.evaluation.audit import Audit, AuditedPair, Figure
-from paraclip_core.report.churn import churn_section, images_of
+from paraclip_core.report.churn import changed_lists, images_of
 from paraclip_core.report.html import Shown, difference, figure, page_environment, ranked, style_rules
 
 WORST = 12
@@ -33,7 +33,7 @@ def render_audit(
         metrics=("ao", "js"),
         worst=[(pair, _lists(pair, classes)) for pair in audit.pairs[:WORST]],
         pictures=bool(thumbnails),
-        churn=churn_section(audit.churn, classes if thumbnails else {}),
+        changed=changed_lists(audit.churn, classes),
         rules=style_rules({image: thumbnails[image] for image in images if image in thumbnails}, classes),
         facts=facts,
     )

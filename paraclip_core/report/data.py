@@ -12,14 +12,6 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The log of one training: lines with ``step`` and either ``loss`` or ``validation``."""
-
-    name: str
-    lines: Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
 class QueryPair:
     """A query and its paraphrase, with the images that each model finds for them, best first."""
 
@@ -122,7 +114,8 @@ class ReportData:
     """What was left out and why."""
     funnel: Sequence[tuple[str, int]] = ()
     """Counts of rows on their way from source files to training."""
-    trainings: Sequence[Training] = ()
+    losses: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """Step and loss of each training, by stage."""
     candidates: Mapping[str, Any] | None = None
     """``candidates.json``: what every recipe and learning rate finds at each α, and the choice."""
     churn: Churn | None = None

@@ -11,6 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 from PIL import Image, ImageOps
 
+from paraclip_core.evaluation.thresholds import QUANTILES
+
 SIDE, QUALITY = 112, 74
 """A thumbnail's side in pixels, and the quality of its JPEG."""
 
@@ -25,6 +27,7 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(figure=figure, difference=difference)
+    environment.globals["QUANTILES"] = QUANTILES
     return environment
 
 

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
-from paraclip_core.evaluation.benchmarks import describe_benchmark
+from paraclip_core.evaluation.benchmarks import describe_benchmark, metric_of
 from paraclip_core.evaluation.rows import Row
-from paraclip_core.report.churn import churn_section
+from paraclip_core.report.churn import changed_lists
 from paraclip_core.report.data import QueryPair, ReportData
 from paraclip_core.report.html import Shown, page_environment, ranked, style_rules
-from paraclip_core.report.plots import (
-    alpha_plot,
-    churn_plot,
-    loss_plot,
-    margin_plot,
-    pareto_plot,
-    recipe_plot,
-    validation_plot,
-)
 
 COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")
 """Counts of a benchmark's notes that the page shows."""
@@ -35,13 +23,16 @@ EXPLAINED = {
 }
 """Explanations of measures, by prefixes of their names."""
 
+CURVE_POINTS = 300
+"""About as many points as a small figure can show."""
 
-@dataclass(frozen=True)
-class Plot:
-    """A chart with its caption."""
 
-    svg: Markup
+class Curve(NamedTuple):
+    """A line with its caption and the x of the point that is marked."""
+
     caption: str
+    points: Sequence[tuple[float, float]]
+    marked: float
 
 
 def render_report(data: ReportData) -> str:
@@ -66,8 +57,9 @@ def render_report(data: ReportData) -> str:
         control={(row.benchmark, row.metric): row for row in data.control},
         explained=_explained(data.comparison),
         reach=_reach(data.comparison),
-        plots=_plots(data),
-        churn=churn_section(data.churn, classes),
+        curves=_curves(data),
+        place=_place,
+        changed=changed_lists(data.churn, classes),
         better=[(pair, _lists(pair, classes)) for pair in data.better],
         worse=[(pair, _lists(pair, classes)) for pair in data.worse],
         rejects=[
@@ -97,8 +89,8 @@ def _about(kind: str, protocol: Mapping[str, Any]) -> str:
         for name in COUNTED
         if isinstance(protocol.get(name), int)
     ]
-    named = [f"{name} {protocol[name]}" for name in ("split", "language") if isinstance(protocol.get(name), str)]
-    return " · ".join([row.title, *counted, *named])
+    split = [f"split {protocol['split']}"] if isinstance(protocol.get("split"), str) else []
+    return " · ".join([row.title, *counted, *split])
 
 
 def _explained(comparison: Sequence[Row]) -> list[str]:
@@ -128,24 +120,29 @@ def _reach(comparison: Iterable[Row]) -> dict[str, float]:
     return {unit: widest or 1.0 for unit, widest in reach.items()}
 
 
-def _plots(data: ReportData) -> list[Plot]:
-    drawn: list[tuple[str | None, str]] = []
-    for training in data.trainings:
-        drawn.append((loss_plot(training), f"{training.name}: training loss"))
-        drawn.append((validation_plot(training), f"{training.name}: on training images that are left out"))
+def _curves(data: ReportData) -> list[Curve]:
+    """The loss of each training by step, and the figures of the chosen candidate by α."""
+    curves = []
+    for name, losses in data.losses.items():
+        if losses:
+            last, loss = losses[-1]
+            points = [*losses[: -1 : 1 + len(losses) // CURVE_POINTS], (last, loss)]
+            curves.append(Curve(f"{name}: loss by step, {loss:.2f} after {last:,}", points, last))
     if data.candidates:
-        chosen = data.candidates["chosen"]["alpha"]
-        for recipe in dict.fromkeys(candidate["recipe"] for candidate in data.candidates["candidates"]):
-            caption = f"{recipe}: agreement on held-out images by learning rate and α"
-            drawn.append((recipe_plot(data.candidates, recipe), caption))
-        drawn.append((alpha_plot(data.candidates), f"Interpolation with the base: α = {chosen} was chosen"))
-        caption = f"What agreement costs: each point is an α, the one with the ring ({chosen}) was chosen"
-        drawn.append((pareto_plot(data.candidates), caption))
-        drawn.append((churn_plot(data.candidates), "What a gain changes for users, by α"))
-    caption = "Invariance and sensitivity: above the line more is told apart than by the base"
-    drawn.append((margin_plot(data.comparison, data.control), caption))
-    # Safe because plots.py builds it from numbers and escaped names.
-    return [Plot(Markup(svg), caption) for svg, caption in drawn if svg is not None]
+        chosen = data.candidates["chosen"]
+        key = {name: chosen[name] for name in ("recipe", "learning_rate")}
+        sweep = next(one["alphas"] for one in data.candidates["candidates"] if key.items() <= one.items())
+        for name in sorted(sweep[0].keys() - {"alpha"}):
+            points = [(point["alpha"], point[name]) for point in sweep]
+            words = metric_of("paraphrased_retrieval", name).words
+            at = f"{dict(points)[chosen['alpha']]:.1f} at {chosen['alpha']:g}"
+            curves.append(Curve(f"{words} by α: {points[0][1]:.1f} at 0, {at}", points, chosen["alpha"]))
+    return curves
+
+
+def _place(value: float, low: float, high: float, start: float, end: float) -> str:
+    """A coordinate of `value` on an axis from `low` to `high`."""
+    return f"{start + (value - low) / ((high - low) or 1) * (end - start):.1f}"
 
 
 def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[tuple[str, list[Shown]]]]:

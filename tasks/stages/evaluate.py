@@ -27,7 +27,6 @@ from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
 from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path, need
 from paraclip.tasks.stages.queries import FILE, QUERIES
 from paraclip_core.captions.counts import listed_reasons
-from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
@@ -39,7 +38,6 @@ from paraclip_core.evaluation.options import BY_RULE, HELD_OUT, BenchmarkOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
 from paraclip_core.evaluation.pairs import AO
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare, source_files
-from paraclip_core.evaluation.result import Provenance, result_json
 from paraclip_core.evaluation.rows import compared_rows
 from paraclip_core.evaluation.run import Evaluation, OutcomeCache, changed_results, measure, paired, per_query
 from paraclip_core.evaluation.verdict.evidence import Evidence, different_images, searched_images
@@ -55,26 +53,12 @@ FIRST_IMAGES = "first_images.parquet"
 """The tuned model's first images, which a challenger's are compared with."""
 
 
-def write_evaluation(
-    folder: Path,
-    evaluation: Evaluation,
-    names: Mapping[str, str],
-    fingerprints: Mapping[str, str],
-    provenance: Callable[[str, str], Provenance] | None = None,
-) -> dict[str, Any]:
-    """Write results, samples, tables of queries, ``comparison.json``, ``churn.json`` and ``summary.json``.
+def write_evaluation(folder: Path, evaluation: Evaluation, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+    """Write samples, tables of queries, ``comparison.json``, ``churn.json`` and ``summary.json``; returns the summary.
 
-    Returns the summary.
-
-    `names` are the weights of `base` and of `tuned`, `fingerprints` the artifacts or references involved; `provenance`
-    gives that of a result, by benchmark and model, if no manifest does.
+    `fingerprints` are those of the artifacts or the references involved.
     """
     for outcome in evaluation.outcomes:
-        for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
-            origin = provenance and provenance(outcome.benchmark, model)
-            place = folder / "results" / model
-            result = result_json(outcome.kind, outcome.benchmark, model, names[model], measured, origin)
-            write_json(place / f"{outcome.benchmark}.json", result)
         write_table(folder / "samples" / f"{outcome.benchmark}.parquet", to_table(outcome.base, outcome.tuned))
     for benchmark, table in evaluation.per_query.items():
         write_table(folder / "per_query" / f"{benchmark}.parquet", table)
@@ -206,10 +190,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         built_in_base=settings.model.base == BUILT_IN,
     )
     evaluation = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes, first)
-    base = ctx.inputs.get("built_in_base")
-    names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
-    totals = write_evaluation(ctx.work.out, evaluation, names, fingerprints)
+    totals = write_evaluation(ctx.work.out, evaluation, fingerprints)
     return {
         "verdict": totals["verdict"],
         "reason": totals["reason"],
@@ -348,7 +330,7 @@ def _kept_in(folder: Path) -> OutcomeCache:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=12,
+    version=13,
     inputs=_inputs,
     options=_options,
     body=_body,

@@ -48,7 +48,6 @@ from paraclip_core.report.data import (
     RejectSample,
     ReportData,
     StageRow,
-    Training,
 )
 
 log = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         image_encoder_before=tuned.get("image_encoder_hash_before", ""),
         image_encoder_after=tuned.get("image_encoder_hash_after", ""),
         funnel=_funnel(inputs, totals),
-        trainings=[_training(name, inputs[name]) for name in ("built_in_base", "finetune") if name in inputs],
+        losses={name: _losses(inputs[name]) for name in ("built_in_base", "finetune") if name in inputs},
         candidates=read_json(inputs["finetune"].path / "candidates.json"),
         churn=churn,
         better=better,
@@ -265,12 +264,13 @@ def _shared(inputs: Inputs) -> Shared:
     return find_shared(batches, compare)
 
 
-def _training(name: str, artifact: Artifact) -> Training:
+def _losses(artifact: Artifact) -> list[tuple[int, float]]:
     path = artifact.path / "training_log.jsonl"
     try:
-        return Training(name, [json.loads(line) for line in path.read_text("utf-8").splitlines()])
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON lines ({error}); delete {artifact.path}") from error
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def _licenses(inputs: Inputs) -> list[License]:
@@ -334,7 +334,7 @@ def _stages(settings: Settings) -> tuple[str, ...]:
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    # Imported here: plots take a second to import, and a plan does not need them.
+    # Imported here: thumbnails and templates take a second to import, and a plan does not need them.
     from paraclip_core.report.page import render_report
 
     data = gather(ctx.settings, ctx.inputs)
@@ -345,7 +345,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=16,
+    version=17,
     inputs=_stages,
     # The name affects only this page, so only this stage depends on it.
     options=lambda run: {"name": run.settings.name},

@@ -1,4 +1,4 @@
-"""`paraclip evaluate`: three real models in one table, pages, and results in the shapes of mteb and CLIP_benchmark."""
+"""`paraclip evaluate`: three real models in one table, and pages."""
 
 from __future__ import annotations
 
@@ -70,20 +70,6 @@ def test_any_number_of_models_in_one_table(models: Path, files: Path, data_root:
         assert "What changes for users" in page
         assert "Load the model" not in page and str(models / name) in page
     assert "spearman ↑" in shown and "two against plain" in shown and shown.count("report: ") == 2
-    # The shapes of mteb 2.26's TaskResult and of CLIP_benchmark 1.6's `build`.
-    sts, coco = (
-        json.loads((files / "out" / place).read_text())
-        for place in ("one/results/tuned/stsb.json", "two/results/base/coco.json")
-    )
-    assert sts["task_name"] == "STSBenchmark" and len(sts["dataset_revision"]) == 64
-    assert isinstance(sts["mteb_version"], str) and isinstance(sts["evaluation_time"], float)
-    (score,) = sts["scores"]["test"]
-    assert isinstance(score["main_score"], float) and score["main_score"] == score["cosine_spearman"]
-    assert (score["hf_subset"], score["languages"]) == ("default", ["eng-Latn"])
-    assert isinstance(coco["model"] + coco["pretrained"] + coco["dataset"], str)
-    assert {"image_retrieval_recall@5", "text_retrieval_recall@1"} <= coco["metrics"].keys()
-    assert all(0 <= value <= 1 for value in coco["metrics"].values())
-    assert (coco["task"], coco["language"], len(coco["dataset_revision"])) == ("zeroshot_retrieval", "en", 64)
 
 
 def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files: Path, data_root: Path) -> None:
@@ -96,8 +82,8 @@ def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files
         reports.append({"done": done, "total": total, **facts})
 
     references = {name: str(models / name) for name in NAMES}
-    compared = compare_models(references, [benchmark], device="cpu", progress=progress)
-    assert list(compared.evaluations) == ["one", "two"] and len(compared.seconds) == 3
+    evaluations = compare_models(references, [benchmark], device="cpu", progress=progress)
+    assert list(evaluations) == ["one", "two"]
     images = [line for line in reports if "images" in line]
     # One image encoder, so its images are encoded once.
     assert [(line["model"], line["images"]) for line in images] == [("plain", "33 of 33")]

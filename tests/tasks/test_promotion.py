@@ -92,7 +92,7 @@ def evaluated(
     )
     evaluation = Evaluation(outcomes, {}, judged(*outcomes, gate=settings.evaluate.gate))
     with store.writing("evaluate", draft.fingerprint) as work:
-        write_evaluation(work.out, evaluation, {"base": "base", "tuned": name}, {})
+        write_evaluation(work.out, evaluation, {})
         return store.commit(draft, {}, 0.0)
 
 

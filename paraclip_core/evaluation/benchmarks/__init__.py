@@ -65,8 +65,6 @@ class Metric:
     """The part that it is measured for; empty: all cases."""
     weighed_by: str = ""
     """The metric that combines it with another one, so that by itself it is neither gain nor loss in a verdict."""
-    published: str = ""
-    """Its name in CLIP_benchmark's results; empty: the same."""
 
     @property
     def scale(self) -> float:
@@ -160,22 +158,14 @@ class Benchmark:
     """What intervals resample: images, queries or cases."""
     searches_stored: bool = False
     """Whether, given a path, it searches any images that a run has ingested."""
-    task: str = ""
-    """CLIP_benchmark's name for the task; empty: the title."""
-    mteb: bool = False
-    """Whether results are written in mteb's format; the first metric is the main score."""
     hub_task: str = "image-text-retrieval"
     """The Hugging Face hub's name for the task, for model cards."""
     options: type[Options] | None = None
     """What `evaluate.benchmarks[].options` may hold; None: nothing."""
     needs_images: bool = False
     """Whether it reads images in addition to its path, so that `images` may name their location."""
-    citation: str = ""
-    """Its publication."""
     source: str = ""
     """Where its files are published."""
-    license: str = ""
-    """License of these files, without the images."""
 
     def metric(self, name: str) -> Metric | None:
         """The row's metric with this name, or with this name and a part; None if there is none."""
@@ -242,15 +232,6 @@ def check_metric(name: str) -> str:
     raise ValueError(f"no benchmark measures {name!r}, written kind/metric; {meant}")
 
 
-def recalls(name: str, title: str, published: str = "", headline: int = 0, by_part: bool = False) -> tuple[Metric, ...]:
+def recalls(name: str, title: str, headline: int = 0, by_part: bool = False) -> tuple[Metric, ...]:
     """Recall metrics at all :data:`RECALL_DEPTHS`; the one at `headline` is a headline."""
-    return tuple(
-        Metric(
-            f"{name}@{k}",
-            f"{title}@{k}",
-            published=published and f"{published}@{k}",
-            headline=k == headline,
-            by_part=by_part,
-        )
-        for k in RECALL_DEPTHS
-    )
+    return tuple(Metric(f"{name}@{k}", f"{title}@{k}", headline=k == headline, by_part=by_part) for k in RECALL_DEPTHS)

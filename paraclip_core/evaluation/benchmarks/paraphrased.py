@@ -224,7 +224,6 @@ PARAPHRASED_RETRIEVAL = Benchmark(
     searches_images=True,
     resampled="images",
     searches_stored=True,
-    task="paraphrased_retrieval",
     options=PairOptions,
     needs_images=True,
 )

@@ -114,5 +114,4 @@ QUERY_LOG = Benchmark(
     searches_images=True,
     resampled="queries",
     searches_stored=True,
-    task="query_log",
 )

@@ -211,6 +211,5 @@ QUERY_PAIRS = Benchmark(
     searches_images=True,
     resampled="queries",
     searches_stored=True,
-    task="query_pairs",
     needs_images=True,
 )

@@ -179,7 +179,7 @@ def _row(title: str, read: Callable[[Path], ScoredPairs], files: Callable[..., l
         return Task(lambda encoder: measure(pairs, encoder.texts))
 
     spearman = Metric("spearman", "Spearman", headline=True)
-    return Benchmark(title, (spearman,), load, files, aliases, mteb=True, hub_task="sentence-similarity")
+    return Benchmark(title, (spearman,), load, files, aliases, hub_task="sentence-similarity")
 
 
 def find_tasks(path: Path) -> dict[str, Path]:
@@ -255,7 +255,6 @@ STS7 = Benchmark(
     metrics=(Metric("spearman", "Spearman, mean of seven", headline=True, by_part=True),),
     load=_load_seven,
     files=_seven_files,
-    task="sts7",
     hub_task="sentence-similarity",
     source="https://github.com/facebookresearch/SentEval",
 )

@@ -159,13 +159,12 @@ def _files(path: Path, split: str | None) -> list[Path]:
 ZEROSHOT_CLASSIFICATION = Benchmark(
     title="Zero-shot classification",
     metrics=(
-        Metric("top1_accuracy", "top-1 accuracy", published="acc1"),
-        Metric("top5_accuracy", "top-5 accuracy", published="acc5"),
+        Metric("top1_accuracy", "top-1 accuracy"),
+        Metric("top5_accuracy", "top-5 accuracy"),
         Metric("mean_per_class_recall"),
     ),
     load=load,
     files=_files,
     aliases=("imagenet", "zeroshot"),
-    task="zeroshot_classification",
     hub_task="zero-shot-image-classification",
 )

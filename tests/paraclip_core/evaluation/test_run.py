@@ -25,7 +25,7 @@ from tests.kit.fake_encoder import WordEncoder, word_pool
 
 
 def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **options: Any) -> Evaluation:
-    return compare_models({"base": base, "tuned": tuned}, benchmarks, **options).evaluations["tuned"]
+    return compare_models({"base": base, "tuned": tuned}, benchmarks, **options)["tuned"]
 
 
 @pytest.fixture

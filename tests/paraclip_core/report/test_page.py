@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -23,7 +24,6 @@ from paraclip_core.report.data import (
     RejectSample,
     ReportData,
     StageRow,
-    Training,
 )
 from paraclip_core.report.page import render_report
 
@@ -68,10 +68,10 @@ def churned(text: str, **changes: Any) -> Churn:
 def full(text: str) -> ReportData:
     """Data with `text` wherever a text comes from outside."""
     pair = QueryPair(text, text, text, 0.2, 0.6, [text, "b"], ["b"], [text], [text, "b"])
-    training = Training("finetune", [{"step": 1, "loss": 2.0, "losses": {"image~caption": 2.0}}])
     return ReportData(
         name=text, verdict="promote", reasons=[text], finetune=text, notes=[text], versions={text: text},
-        comparison=[Row(text, text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10, 10)], trainings=[training], better=[pair],
+        comparison=[Row(text, text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10, 10)], better=[pair],
+        losses={text: [(1, 2.0), (2, 1.0)]},
         churn=churned(text), paraphrases=[ParaphraseSample(text, text, text, text, 0.9, None)],
         rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])], licenses=[License(text, 1, 1)],
         stages=[StageRow(text, text, 1, 1, {text: text}, {text: text}, {text: [text]})],
@@ -111,9 +111,21 @@ CHANGES = """For the same query, 6.2 of the first ten images stay on average
 24 of 100 queries show another first image; of 2,900 queries whose right image is known, 120 got better
 80 got worse (it left them) | 50 newly show it first and 40 no longer
 3,000 queries of pairs over 1,000 images
-Overlap of the first ten | share of queries, % | 0.2500 12.50 40.25 0.3125
+of the base's first 10 images stay 0 1 2 3 | share of queries, % 1.0 2.0 4.0 8.0 10.0 15.0 | 0.2500 12.50 40.25 0.3125
 5 % 25 % 50 % | its first image, base 0.2000 0.2500
 1 of 10 stay"""
+SWEEP = [{"alpha": a, "ao@10": 30 + 8 * a, "overlap@10": 100 - 30 * a} for a in (0.0, 0.5, 1.0)]
+KEY = {"recipe": "ranking", "learning_rate": 1e-3}
+CANDIDATES = {
+    "candidates": [
+        {**KEY, "learning_rate": 1e-4, "alphas": [], "stopped": "worse"}, {**KEY, "alphas": SWEEP, "stopped": None},
+    ],
+    "chosen": {**KEY, "alpha": 0.5}, "rule": "best", "notes": [],
+}  # fmt: skip
+LOSSES = {"built_in_base": [], "finetune": [(step, 9.0 - step / 1000) for step in range(1, 5001)]}
+CURVES = """Chosen on held-out images: ranking at 0.001, α = 0.5 | ranking at 0.0001: worse
+finetune: loss by step, 4.00 after 5,000 | 8.999 4 1 5000 | AO@10 by α: 30.0 at 0, 34.0 at 0.5
+overlap@10 by α: 100.0 at 0, 85.0 at 0.5 | 38 30 0 1"""
 SHOWN = [
     (FIGURES, data(ROWS)),
     ("text only closeness@add_att, lower is better", data([CREPE])),
@@ -121,12 +133,15 @@ SHOWN = [
     (MEASURES, data(ROWS, protocols={"pairs": PROTOCOL})),
     (" | ".join([*FACTS.values(), "name: <demo>"]), data(facts=FACTS, settings="name: <demo>\n")),
     (CHANGES, data(churn=churned("pairs"))),
+    (CURVES, data(losses=LOSSES, candidates=CANDIDATES)),
     ("CC-BY-NC-4.0 3 2 | CC-BY-ND-4.0 2 0", data(licenses=LICENSES)),
 ]
 
 
 @pytest.mark.parametrize(
-    ("expected", "shown"), SHOWN, ids=["figures", "direction", "funnel", "measures", "facts", "churn", "licenses"]
+    ("expected", "shown"),
+    SHOWN,
+    ids=["figures", "direction", "funnel", "measures", "facts", "churn", "curves", "licenses"],
 )
 def test_what_is_shown(expected: str, shown: ReportData) -> None:
     text = words(render_report(shown))
@@ -139,6 +154,17 @@ def test_rows_have_their_direction_and_units_a_scale() -> None:
     assert "lower is better" not in words(page)
     scales = re.findall(r'<span class="ends">(.*?)</span></span>', page)
     assert len(scales) == len({row.facts.unit for row in ROWS}) and all("<span style" in scale for scale in scales)
+
+
+def test_curves_are_small_and_mark_what_was_chosen() -> None:
+    page = render_report(data(losses=LOSSES, candidates=CANDIDATES))
+    drawn = [ET.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    marked = [[circle.attrib["cx"] for circle in svg.iter("{http://www.w3.org/2000/svg}circle")] for svg in drawn]
+    assert marked == [["252.0"], ["147.0"], ["147.0"]] and 'aria-label="AO@10 by α' in page
+    lines = re.findall(r'points="(.*?)"', page)
+    assert lines[1].split() == ["42.0,96.0", "147.0,53.0", "252.0,10.0"]
+    assert 290 < len(lines[0].split()) < 310
+    assert 'id="training"' not in render_report(data(losses={"finetune": []}))
 
 
 def test_what_is_not_there_is_not_shown() -> None:

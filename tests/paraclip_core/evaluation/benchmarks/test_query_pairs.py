@@ -17,9 +17,8 @@ from paraclip_core.evaluation.benchmarks import query_pairs as family
 from paraclip_core.evaluation.options import BenchmarkOptions, GateRule
 from paraclip_core.evaluation.pairs import distinct
 from paraclip_core.evaluation.prepare import Prepared, prepare
-from paraclip_core.evaluation.rows import Outcome, compared_rows
+from paraclip_core.evaluation.rows import Outcome
 from paraclip_core.evaluation.verdict.finding import line
-from paraclip_core.report.plots import margin_plot
 from tests.kit.fake_encoder import WordEncoder, word_pool
 from tests.kit.verdicts import judged
 
@@ -82,7 +81,6 @@ def test_the_margin_needs_paraphrases_of_two_queries(file: Path) -> None:
     outcome = task_of(file, stored(encoder)).measure(encoder)
     assert set(outcome.samples) == {"hard_negative_ao@10", "hard_negative_js@10"}
     assert "of two queries each" in outcome.notes["margin"]
-    assert margin_plot(compared_rows([Outcome("w", "query_pairs", outcome, outcome)])) is None
 
 
 class Collapsed(WordEncoder):
