@@ -65,8 +65,8 @@ UNKNOWN = {
     "cache compact": ["--root ABSENT"],
     "config show": ["-c ABSENT"],
 }
-NAMELESS = {"stop", "config schema"}
-"""Commands that take no name of anything; without a local stack there is nothing to stop."""
+NAMELESS = {"config schema"}
+"""Commands that take no name of anything."""
 WITHOUT_ROOT = {
     "init", "run", "plan", "paraphrase", "promote", "serve", "deploy", "requests export", "requests import",
     "config show"
