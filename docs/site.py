@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -35,7 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {page: (REPOSITORY / source).read_text("utf-8") for source, page in ROOT_PAGES.items()}
     pages |= {
         "decisions/index.md": "\n".join(_decisions()),
-        "reference/commands.md": "\n".join(["# Commands", *_commands(typer.main.get_command(app), ("paraclip",))]),
+        "reference/commands.md": "\n".join(["# Commands", *_commands(app, ("paraclip",))]),
         "reference/options.md": "\n".join(_options()),
         "reference/python.md": "\n".join(_python()),
     }
@@ -72,6 +71,7 @@ def _decisions() -> Iterator[str]:
 def _commands(command: Any, names: tuple[str, ...]) -> Iterator[str]:
     """Each command with its arguments and options, as its --help has them."""
     below = getattr(command, "commands", {})
+    command = command if below else command.load()
     if not below or len(names) == 1:
         title = "Before every command" if len(names) == 1 else " ".join(names)
         yield f"\n## {title}\n\n{_prose(command.help or '')}\n\n| option | meaning | default |\n{TABLE_HEAD}"

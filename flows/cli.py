@@ -10,12 +10,14 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version as version_of
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
+import typer.main
 
-from paraclip.flows.command_table import command_group
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.text_safety import printable
 
@@ -26,38 +28,38 @@ WrongUsage: type[Exception] = next(base for base in typer.BadParameter.__mro__ i
 """Base of all usage errors; newer versions of Typer bundle click, so it is not always click's own class."""
 
 COMMANDS = {
-    "demo": "run:demo",
-    "init": "init:init",
-    "run": "run:run",
-    "plan": "plan:plan",
-    "paraphrase": "paraphrase:paraphrase",
-    "evaluate": "run:evaluate",
-    "promote": "run:promote",
-    "expand": "expand:expand",
-    "search": "search:search",
-    "ui": "ui:ui",
-    "audit": "audit:audit",
-    "export": "release:export",
-    "export-dataset": "release:export_dataset",
-    "verify-index": "verify_index:verify_index",
-    "deploy": "deploy:deploy",
-    "serve": "deploy:serve",
-    "artifacts ls": "store:list_artifacts",
-    "artifacts show": "store:show",
-    "artifacts verify": "store:verify",
-    "artifacts gc": "store:gc",
-    "cache stats": "store:stats",
-    "cache export": "store:export",
-    "cache import": "store:import_",
-    "cache compact": "store:compact",
-    "channel history": "store:show_history",
-    "channel rollback": "store:rollback",
-    "requests export": "paraphrase:export",
-    "requests import": "paraphrase:import_",
-    "config show": "config:show",
-    "config schema": "config:schema",
+    "demo": ("run:demo", "Render captioned scenes, paraphrase, tune and compare, in minutes on two cores."),
+    "init": ("init:init", "Write a configuration for captions and images, or an index and a query log."),
+    "run": ("run:run", "Run every stage that is not finished, and compare the models."),
+    "plan": ("plan:plan", "Show what would run, why, and what it would cost."),
+    "paraphrase": ("paraphrase:paraphrase", "Try both steps on a few captions, and show every answer and filter."),
+    "evaluate": ("run:evaluate", "Compare models on published benchmarks, outside any run."),
+    "promote": ("run:promote", "Move a channel to a finished run's model, if that is better."),
+    "expand": ("expand:expand", "Write the mean feature of each query and its paraphrases, to search any index."),
+    "search": ("search:search", "Rank images for a query by the base model and by the tuned one."),
+    "ui": ("ui:ui", "Serve a page to search an index by text."),
+    "audit": ("audit:audit", "Measure how much an image index depends on wording, without labels or training."),
+    "export": ("release:export", "Write a model for another library or for ONNX."),
+    "export-dataset": ("release:export_dataset", "Write finished paraphrases as a data set."),
+    "verify-index": ("verify_index:verify_index", "Prove that an image index stays valid for the tuned model."),
+    "deploy": ("deploy:deploy", "Register a configuration with a Prefect server."),
+    "serve": ("deploy:serve", "Run a Prefect server with workers on this machine."),
+    "artifacts ls": ("store:list_artifacts", "List finished and unfinished artifacts, and the channels."),
+    "artifacts show": ("store:show", "Show an artifact's manifest."),
+    "artifacts verify": ("store:verify", "Compare every file with its manifest."),
+    "artifacts gc": ("store:gc", "Delete what no channel's models need."),
+    "cache stats": ("store:stats", "Show how many answers there are, by model and prompt."),
+    "cache export": ("store:export", "Copy answers to a folder that `import` reads."),
+    "cache import": ("store:import_", "Import another cache's answers."),
+    "cache compact": ("store:compact", "Join many small parts into few big ones."),
+    "channel history": ("store:show_history", "Show the last moves of a channel."),
+    "channel rollback": ("store:rollback", "Move a channel back to an earlier model."),
+    "requests export": ("paraphrase:export", "Write what a run would ask and the answers cache does not hold."),
+    "requests import": ("paraphrase:import_", "Put the answers to exported requests into the answers cache."),
+    "config show": ("config:show", "Print all settings as a file that `-c` accepts."),
+    "config schema": ("config:schema", "List every option."),
 }
-"""Every command: its name → the file below `commands` and the function there."""
+"""Every command: its name → the file below `commands` with the function there, and its line in the list of commands."""
 
 GROUPS = {
     "artifacts": "List, inspect, check and clean up artifacts.",
@@ -67,12 +69,30 @@ GROUPS = {
     "config": "Show the settings and every option.",
 }
 
-app = typer.Typer(
-    cls=command_group({name: f"paraclip.flows.commands.{target}" for name, target in COMMANDS.items()}, GROUPS),
+options = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Repair a CLIP text encoder with LLM paraphrases; the image encoder and every image index stay as they are.",
 )
+
+
+class LazyCommand(typer.core.TyperCommand):
+    """A row of `COMMANDS`, whose module is imported when the command is called, and not to list it."""
+
+    def __init__(self, name: str, target: str, line: str) -> None:
+        super().__init__(name, help=line)
+        self.target = target
+
+    def load(self) -> Any:
+        """The command itself."""
+        module, _, function = self.target.partition(":")
+        single = typer.Typer(add_completion=False)
+        single.command(self.name)(getattr(import_module(f"paraclip.flows.commands.{module}"), function))
+        return typer.main.get_command(single)
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Parse the arguments, and from there on the command itself goes on."""
+        return self.load().make_context(*args, **extra)
 
 
 def _print_version(value: bool) -> None:
@@ -81,7 +101,7 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@options.callback()
 def common(
     verbose: Annotated[
         int, typer.Option("--verbose", "-v", count=True, help="Show log lines of every library; -vv: debug lines, too.")
@@ -106,6 +126,17 @@ def set_verbosity(steps: int) -> None:
         level = logging.INFO if steps == 1 else logging.DEBUG
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", logging.getLevelName(level))
+
+
+def _commands(group: str) -> dict[str, Any]:
+    paths = ((*path.rpartition(" "), row) for path, row in COMMANDS.items())
+    return {name: LazyCommand(name, *row) for below, _, name, row in paths if below == group}
+
+
+app: Any = typer.main.get_command(options)
+app.commands |= _commands("")
+for name, line in GROUPS.items():
+    app.add_command(typer.core.TyperGroup(name=name, help=line, no_args_is_help=True, commands=_commands(name)))
 
 
 def run_cli(arguments: Sequence[str]) -> int:

@@ -125,7 +125,6 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
     place, parts = Place.find(client, settings, target, own), _parts(settings)
     # After everything that may be refused.
     place.limit_parents(client)
-    place.mount(client, target)
     rows, notes, changed = [], [], defaultdict(list)
     for part in parts:
         path, old, parameters = f"{part.name}/{name}", own.get(part.name), _parameters(part, settings, channel)

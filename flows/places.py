@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -37,11 +37,11 @@ class Target:
     """Work pool of pipelines and stages that need no GPU."""
     gpu_pool: str | None = None
     image: str | None = None
-    """Container image, for pools of type docker and kubernetes."""
+    """Container image, for pools whose runs work in containers."""
     volume: str | None = None
-    """`HOST:/data` for docker, the name of a claim for kubernetes."""
+    """`HOST:/data`, for docker pools."""
     secret: str | None = None
-    """Folder of secret files on the docker host, or the name of the Kubernetes Secret."""
+    """Folder of secret files on the docker host."""
     root: str | None = None
     folder: str | None = None
     """Where relative paths in the settings start."""
@@ -67,10 +67,14 @@ class Place(NamedTuple):
         gpu = target.gpu_pool or target.pool or was.get("finetune") or POOLS[1]
         pools = {False: _pool(client, cpu), True: _pool(client, gpu)}
         root, folder = _places(settings, target, pools, own.get("pipeline") if target.pool is None else None)
+        containers = {pool.type for pool in pools.values()} - {"process"}
+        if target.image and not containers:
+            raise ConfigError("--image is for pools whose runs work in containers; process workers have none")
+        if (target.volume or target.secret) and containers != {"docker"}:
+            raise ConfigError(
+                "--volume and --secret are for docker pools only; in others the pool's template mounts them"
+            )
         variables = {on_gpu: _job_variables(pool, target, root) for on_gpu, pool in pools.items()}
-        for option in ("image", "volume", "secret"):
-            if getattr(target, option) and all(pool.type == "process" for pool in pools.values()):
-                raise ConfigError(f"--{option} is for pools of type docker and kubernetes; process workers have none")
         return cls(pools, variables, root, folder)
 
     def limit_parents(self, client: SyncPrefectClient) -> None:
@@ -82,21 +86,6 @@ class Place(NamedTuple):
             queue = client.read_work_queue_by_name(PARENTS, pool)
             if queue.concurrency_limit is None:
                 client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
-
-    def mount(self, client: SyncPrefectClient, target: Target) -> None:
-        """Put the claim and the Secret into the job template of kubernetes pools, which has no variable for either."""
-        for pool in {pool.name: pool for pool in self.pools.values() if pool.type == "kubernetes"}.values():
-            template = pool.base_job_template
-            pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
-            (container,) = pod["containers"]
-            if target.volume:
-                pod["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": target.volume}}]
-                container["volumeMounts"] = [{"name": "data", "mountPath": CONTAINER_HOME}]
-                # The user of docker/Dockerfile.
-                pod["securityContext"] = {"fsGroup": 1000}
-            if target.secret:
-                container["envFrom"] = [{"secretRef": {"name": target.secret}}]
-            client.update_work_pool(pool.name, WorkPoolUpdate(base_job_template=template))
 
     def without_image(self, old: DeploymentResponse | None) -> list[str]:
         """Notes on what runs in containers lack because neither this call nor an earlier one named it."""

@@ -17,7 +17,6 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from prefect.cli._app import _app as prefect
 from pydantic import BaseModel
-from typer.main import get_command
 
 from paraclip.flows.cli import app
 from paraclip_core.config import Settings
@@ -154,7 +153,7 @@ def test_commands_are_accepted(page: Path) -> None:
 
 def assert_accepted(words: list[str], line: str) -> None:
     """The command line takes these words: its command, options and arguments, all that are required."""
-    command: Any = get_command(app)
+    command = app
     while True:
         context = command.context_class(command)
         given, words, _ = command.make_parser(context).parse_args(args=list(words))
@@ -162,12 +161,17 @@ def assert_accepted(words: list[str], line: str) -> None:
             return
         if not getattr(command, "commands", None):
             break
-        command = command.commands[words.pop(0)]
+        command = loaded(command.commands[words.pop(0)])
     assert not words, line
     missing = [
         option.name for option in command.params if option.required and not option.envvar and not given.get(option.name)
     ]
     assert not missing, f"{line}: {missing}"
+
+
+def loaded(command: Any) -> Any:
+    """A group itself, or a command with its options."""
+    return command if hasattr(command, "commands") else command.load()
 
 
 def assert_script(words: list[str], line: str) -> None:
@@ -193,12 +197,12 @@ def test_named_commands_exist(page: Path) -> None:
 
 def assert_command(words: list[str], line: str) -> None:
     """The command and its options are those of the command line."""
-    command: Any = get_command(app)
+    command = app
     while words and words[0].startswith("-"):
         assert words.pop(0) in {"--help", *(option for parameter in command.params for option in parameter.opts)}, line
     while (commands := getattr(command, "commands", None)) and words:
         assert words[0] in commands, line
-        command = commands[words.pop(0)]
+        command = loaded(commands[words.pop(0)])
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
 

@@ -56,14 +56,9 @@ def deploy(
         str | None,
         typer.Option(help="Work pool of stages that use a GPU; default: --pool, as deployed, or paraclip-gpu."),
     ] = None,
-    image: Annotated[str | None, typer.Option(help="Container image of the runs (docker, kubernetes).")] = None,
-    volume: Annotated[
-        str | None, typer.Option(help="HOST:/data for docker, the name of a volume claim for kubernetes.")
-    ] = None,
-    secret: Annotated[
-        str | None,
-        typer.Option(help="Folder of secret files on the docker host, or the name of a Secret for kubernetes."),
-    ] = None,
+    image: Annotated[str | None, typer.Option(help="Container image of the runs, for pools of containers.")] = None,
+    volume: Annotated[str | None, typer.Option(help="HOST:/data, for docker pools.")] = None,
+    secret: Annotated[str | None, typer.Option(help="Folder of secret files on the docker host.")] = None,
     root: Annotated[
         str | None,
         typer.Option(

@@ -194,36 +194,31 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
         register(own("mine"), pool="nothing")
     with pytest.raises(ConfigError, match="--root runs is relative"):
         register(own("mine"), pool="boxes", root="runs")
-    with pytest.raises(ConfigError, match="--image is for pools of type docker and kubernetes"):
+    with pytest.raises(ConfigError, match="--image is for pools whose runs work in containers"):
         register(own("mine"), image="paraclip:cpu")
+    for option in ("volume", "secret"):
+        for pools in ({}, {"pool": "cluster"}, {"pool": "boxes", "gpu_pool": "cluster"}):
+            with pytest.raises(ConfigError, match="are for docker pools only; in others the pool's template"):
+                register(own("mine"), **pools, **{option: "data"})
     assert not names()
 
-    both = {"pool": "boxes", "gpu_pool": "cluster", "image": "paraclip:cpu", "volume": "data", "secret": "keys"}
-    deployed = register(own("mine"), **both)
+    deployed = register(own("mine"), pool="boxes", image="paraclip:cpu", volume="data", secret="keys")
     assert (deployed.facts["root"], deployed.facts["folder"]) == ("/data/root", "/data")
     assert not any("is given no" in note for note in deployed.notes)
     (bare,) = [note for note in register(own("bare"), pool="boxes", channel="b").notes if "is given no" in note]
     assert "the pool boxes is given no --image and no --volume" in bare
-    box, job = read("pipeline/mine").job_variables, read("finetune/mine").job_variables
+    register(own("jobs"), pool="cluster", image="paraclip:cpu", channel="jobs-production")
+    box, job = read("pipeline/mine").job_variables, read("finetune/jobs").job_variables
     assert box["volumes"] == ["data", f"{tmp_path / 'keys'}:/run/secrets:ro"] and box["image"] == "paraclip:cpu"
-    assert job["image"] == "paraclip:cpu"
-
-    def pod() -> dict[str, Any]:
-        with get_client(sync_client=True) as client:
-            template = client.read_work_pool("cluster").base_job_template
-        return template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
-
-    assert pod()["volumes"] == [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
-    assert pod()["containers"][0]["volumeMounts"] == [{"name": "data", "mountPath": "/data"}]
-    assert pod()["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert job.keys() == {"env", "image"} and job["image"] == "paraclip:cpu"
     assert box["env"]["PARACLIP_ROOT"] == job["env"]["PARACLIP_ROOT"] == "/data/root"
     with get_client(sync_client=True) as client:
+        assert client.read_work_pool("cluster").base_job_template == kubernetes
         assert client.read_work_queue_by_name("pipelines", "boxes").concurrency_limit == CPU_RUNS * 3 // 4
     # Later it stays where it is, with what it has, but for what is named again.
     again = register(own("mine"), root="s3://bucket/folder", secret="newer")
     assert read("pipeline/mine").job_variables["volumes"] == ["data", f"{tmp_path / 'newer'}:/run/secrets:ro"]
-    assert pod()["volumes"] and pod()["containers"][0]["envFrom"] == [{"secretRef": {"name": "newer"}}]
-    assert {row["pool"] for row in again.rows} == {"boxes", "cluster"} and again.facts["root"] == "s3://bucket/folder"
+    assert {row["pool"] for row in again.rows} == {"boxes"} and again.facts["root"] == "s3://bucket/folder"
     assert read("finetune/mine").job_variables["image"] == "paraclip:cpu"
     assert register(own("mine")).facts["root"] == "s3://bucket/folder"
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,8 @@ from paraclip.storage.parquet import read_table
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.load import load_clip
 from paraclip_core.tables import HEADS
-from tests.kit.openai_server import OpenAIServer, hang
+from tests.kit.openai_server import OpenAIServer
 from tests.kit.search_home import make_home
-from tests.kit.waiting import eventually
 
 QUERIES = ["a red dog", "two cats on a sofa", "the sea at night"]
 
@@ -73,19 +68,6 @@ def test_the_second_call_asks_nothing(openai_server: OpenAIServer, config: Path,
         [*command(config, home)[:1], str(heads), str(config.parent / "more.csv"), *command(config, home)[2:]]
     )
     assert (more["queries"], more["asked"], more["cached"]) == (4, 2, 6)
-
-
-def test_a_kill_costs_no_answer(openai_server: OpenAIServer, config: Path, home: Path, cli: Any) -> None:
-    well = openai_server.answer
-    openai_server.answer = lambda body: well(body) if sum(openai_server.answered.values()) < 4 else hang
-    arguments = [sys.executable, "-m", "paraclip.flows.cli", *command(config, home)]
-    with subprocess.Popen(arguments, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL) as process:
-        eventually(lambda: openai_server.under_way and len(openai_server.asked) == 5)
-        os.kill(process.pid, signal.SIGKILL)
-    assert not (config.parent / "out").exists()
-    openai_server.answer = well
-    facts = cli.json(command(config, home))
-    assert (facts["asked"], facts["cached"]) == (2, 4) and set(openai_server.answered.values()) == {1}
 
 
 def test_a_search_shows_the_mean_as_one_more_column(

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.main import get_command
 
 from paraclip.flows.cli import app
 from paraclip.storage.features import FeatureStore
@@ -214,9 +213,10 @@ def process(words: list[str]) -> list[str]:
 
 def completed(words: list[str]) -> list[str]:
     """The words of a command of paraclip, and what makes its run small; `init` overwrites other pages' file."""
-    command: Any = get_command(app)
+    command = app
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)
+    command = command if command is app else command.load()
     options = {option for parameter in command.params for option in parameter.opts}
     more = {"init": ["--force"], "promote": ["--force"], "ui": ["--port", str(free_port())]}.get(words[0], [])
     if "-c" in words and "--set" in options:

@@ -104,13 +104,6 @@ def test_damage_that_shows_in_the_middle_of_a_join_is_mended_by_the_next_call(st
             assert con.execute(count).fetchall()[0][0] == 30_000
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file" / "cache", Path("/proc/nothing/cache")):
-        with pytest.raises(OSError, match=str(folder.parent)):
-            AnswerStore(folder).append(numbered([1]))
-
-
 @pytest.mark.parametrize("small_disk", ["2m"], indirect=True)
 def test_a_full_disk_is_said_and_loses_nothing(small_disk: Path) -> None:
     store = AnswerStore(small_disk / "cache")

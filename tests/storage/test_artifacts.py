@@ -298,22 +298,3 @@ def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:
     with pytest.raises(OSError, match="Read-only file system"):
         store.remove(artifact)
     assert store.find("ingest", FP) == artifact
-
-
-def test_a_full_disk_keeps_the_work_for_when_there_is_room(small_disk: Path) -> None:
-    store = ArtifactStore(small_disk)
-    ballast = small_disk / "ballast"
-    with store.writing("ingest", FP) as work:
-        fill(work.out)
-        with pytest.raises(OSError, match="No space"):
-            ballast.write_bytes(bytes(2_000_000))
-        with pytest.raises(OSError, match="No space left"):
-            store.commit(draft(), {"rows": 3}, 1.0)
-    assert store.find("ingest", FP) is None
-    with pytest.raises(OSError, match="No space"), ballast.open("ab") as file:
-        file.write(bytes(2_000_000))
-    with pytest.raises(OSError, match="No space left"), store.writing("ingest", "f" * 32):
-        pass
-    ballast.unlink()
-    assert [p.name for p in (small_disk / "work" / "ingest").iterdir()] == [FP]
-    assert store.verify(make(store)) == []
