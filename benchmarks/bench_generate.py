@@ -37,20 +37,20 @@ from unittest.mock import patch
 
 import httpx
 from instant import caption, instant_run, stage_here, write_captions
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
+from paraclip_core.paraphrase.synonyms import WORD_STEP
 from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing, step_batches
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.demo.smollm2 import chatml, gguf_file
-from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
 from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions, StreamingEngine
 from paraclip_core.paraphrase.engines.chat import draw_seed
 from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.sentence_encoder import SentenceEncoder
-from paraclip_core.paraphrase.synonyms import WORD_STEP
 from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")

@@ -23,7 +23,7 @@ from paraclip.storage.parquet import CONFIG
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.missing_rounds import missing_rounds
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import STEPS, spent
+from paraclip.tasks.stages.paraphrase import spent
 from paraclip.tasks.stages.queries import NAME as QUERIES
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
@@ -108,8 +108,6 @@ def _askable(run: Run) -> Run:
         problem = f"{engine} makes no requests; name the engine whose model should answer"
     elif not options.model:
         problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
-    elif any(map(paraphraser.words, STEPS.values())):
-        problem = "few-shot prompts also ask for single words, which no batch file can; set paraphrase.prompts=paper"
     if problem is not None:
         raise ConfigError(problem)
     return run

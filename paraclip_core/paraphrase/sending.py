@@ -35,7 +35,7 @@ class Counts:
     captions: int = 0
     """Rows to paraphrase."""
     requested: int = 0
-    """Distinct requests over all attempts, those for single words included."""
+    """Distinct requests over all attempts."""
     cached: int = 0
     """Of these, the requests that the cache had answered."""
     generated: int = 0
@@ -65,39 +65,6 @@ class RequestSender:
         self.engine, self.counts = engine, counts
         self._cache, self._chunk, self._checked = cache, chunk, False
 
-    def answers(
-        self,
-        request: RequestKeys,
-        template: PromptTemplate,
-        sampling: SamplingOptions,
-        texts: Sequence[str],
-        started: Callable[[int], Phase],
-    ) -> dict[str, Sequence[str]]:
-        """Text → raw answers, from the cache or else the engine.
-
-        `started` is called with the number of requests to send, if any, and returns their phase.
-        """
-        array = request.keys(texts)
-        keys: list[bytes] = array.to_pylist()
-        cached = self._cache.lookup(array)
-        by_key = dict(zip(cached.column("key").to_pylist(), cached.column("completions").to_pylist(), strict=True))
-        answers = {text: by_key[key] for text, key in zip(texts, keys, strict=True) if key in by_key}
-        todo = [(text, key) for text, key in zip(texts, keys, strict=True) if key not in by_key]
-        self.counts.requested += len(texts)
-        self.counts.cached += len(answers)
-        if todo:
-            phase = started(len(todo))
-            for part in self.send(request, template, sampling, todo):
-                answers |= {text: completion.texts for text, _, completion in part}
-                phase(len(part))
-        return answers
-
-    def check(self) -> None:
-        """Check once that the engine can answer, if it is one that can tell."""
-        if isinstance(self.engine, CheckedEngine) and not self._checked:
-            self.engine.check()
-        self._checked = True
-
     def send(
         self,
         request: RequestKeys,
@@ -106,8 +73,10 @@ class RequestSender:
         todo: Sequence[tuple[str, bytes]],
     ) -> Generator[Part, None, None]:
         """Yield completions of the texts and keys in `todo`, part by part, in order of arrival."""
-        self.check()
         engine = self.engine
+        if isinstance(engine, CheckedEngine) and not self._checked:
+            engine.check()
+        self._checked = True
         prompts = prompts_of(request, template, [text for text, _ in todo])
         if isinstance(engine, StreamingEngine):
             stream, enough, seconds = engine.stream(prompts, sampling), max(1, self._chunk // 2), KEEP_SECONDS

@@ -26,7 +26,7 @@ class Numbering:
     """Begins each answer with a word of its options."""
 
     name = "numbering"
-    facts = EngineFacts(filters="off")
+    facts = EngineFacts()
 
     def __init__(self, options, context):
         self.word = options.options.get("word", "here")
