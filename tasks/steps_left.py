@@ -183,7 +183,7 @@ def _new_inputs(rounds: Rounds) -> int:
     request = step_requests(rounds.options, 2, rounds.request.model)
     completions = block.column("completions").to_pylist()
     keys = [{request.key(text) for text in map(parse_answer, answers) if text} for answers in completions]
-    cached = rounds.cache.lookup(pa.array(set().union(*keys), pa.binary(16)))
+    cached = tables.cache.lookup(pa.array(set().union(*keys), pa.binary(16)))
     asked = set(cached.column("key").to_pylist())
     # Which of its answers comes first is up to the filters.
     new = sum(bool(of_row) and asked.isdisjoint(of_row) for of_row in keys)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,6 @@ from paraclip_core.paraphrase.facts import Facts, facts_behind
 from paraclip_core.paraphrase.keys import KEY_BYTES
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.rounds import Rounds, both_steps
-from paraclip_core.paraphrase.step_tables import Batches
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
@@ -76,10 +75,7 @@ def try_captions(run: Run, captions: Sequence[str], progress: Progress) -> Trial
         tried.append(TriedCaption(text, ": ".join(why or ()), attempts.setdefault(text_hash(text), [])))
     asked = list(dict.fromkeys(one.caption for one in tried if not one.left_out))
     with TempDir("trial-") as scratch:
-
-        def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
-            return paraphrasing(run, run.paraphraser, step, batches, text_hash(*asked).hex(), scratch, progress)
-
+        rounds_of = partial(paraphrasing, run, run.paraphraser, text_hash(*asked).hex(), scratch, progress)
         for rounds in both_steps(rounds_of, held_batches([rows_of_texts(asked)])):
             for caption_id, attempt in _attempts(rounds):
                 attempts[caption_id].append(attempt)
@@ -94,7 +90,7 @@ def _attempts(rounds: Rounds) -> Iterator[tuple[bytes, Attempt]]:
     rejects = pa.Table.from_batches(selection.rejects(), PARAPHRASE_REJECTS).to_pylist()
     rows = pa.Table.from_batches(selection.rows(), PARAPHRASES).to_pylist()
     keys = {row["generation"] for row in rejects} | {row[f"generation_{step}"] for row in rows}
-    cached = rounds.cache.lookup(pa.array(keys, pa.binary(KEY_BYTES))).to_pylist()
+    cached = rounds.tables.cache.lookup(pa.array(keys, pa.binary(KEY_BYTES))).to_pylist()
     answers = {row["key"]: [{"raw": raw, "parsed": parse_answer(raw)} for raw in row["completions"]] for row in cached}
     for row in rejects:
         outcome = [], row["reason"], row["detail"]

@@ -22,10 +22,9 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, FilterPool
 from paraclip_core.paraphrase.keys import RequestKeys
-from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.selection import Selection, select
 from paraclip_core.paraphrase.sending import Counts, Phase, RequestSender
-from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, RowCursor, StepTables, answers_block
+from paraclip_core.paraphrase.step_tables import Batches, RowCursor, StepTables, answers_block
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class Rounds:
     request: RequestKeys
     """The keys of the first attempt."""
     tables: StepTables
-    cache: GenerationCache
     sender: RequestSender | None = None
     """None: nothing is requested, and `missing` says what would be."""
     pool: FilterPool | None = None
@@ -122,14 +120,13 @@ class Rounds:
         """Send the requests of these rows, and filter meanwhile if filtering does not compete with the engine."""
         sender, pool = self.sender, self.pool
         assert sender is not None and pool is not None
-        template = prompt_for(self.options, request.step)
         # Processes that filter take seconds to start.
         ahead = len(rows) > SENT_AHEAD and not self.engine.facts.shares_cores
         for requests in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = requests.column("generation").to_pylist()
             number = {key: n for n, key in enumerate(keys)}
-            todo = list(zip(requests.column("text").to_pylist(), keys, strict=True))
-            for part in sender.send(request, template, self.options.sampling, todo):
+            todo = list(zip(requests.column("source").to_pylist(), keys, strict=True))
+            for part in sender.send(request, todo):
                 if ahead:
                     block = requests.take([number[key] for _, key, _ in part])
                     pool.offer(answers_block(block, pa.array([completion.texts for _, _, completion in part])))
@@ -162,7 +159,7 @@ class Rounds:
 
     def _keep_filter_results(self) -> None:
         if self._filter_results:
-            self.cache.append_filter_results(pa.Table.from_batches(self._filter_results))
+            self.tables.cache.append_filter_results(pa.Table.from_batches(self._filter_results))
             self._filter_results.clear()
 
     def _warn_of_few(self, rows: np.ndarray) -> None:

@@ -63,7 +63,7 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
     paraphraser, upstream = ctx.run.paraphraser, ctx.inputs[UPSTREAM[step]]
     batches = step_batches(upstream.path, step, paraphraser.options.fraction)
     captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
-    with paraphrasing(ctx.run, paraphraser, step, batches, captions, scratch, ctx.progress) as rounds:
+    with paraphrasing(ctx.run, paraphraser, captions, scratch, ctx.progress, step, batches) as rounds:
         rounds.run()
         counts = rounds.counts
         counts.accepted = _write(rounds.selection, ctx.work.out)
@@ -125,7 +125,7 @@ def _write(selection: Selection, out: Path) -> int:
 
 @contextmanager
 def paraphrasing(
-    run: Run, paraphraser: Paraphraser, step: int, batches: Batches, captions: str, scratch: Path, progress: Progress
+    run: Run, paraphraser: Paraphraser, captions: str, scratch: Path, progress: Progress, step: int, batches: Batches
 ) -> Iterator[Rounds]:
     """Yield the rounds of a step over these rows, ready to run; engine, cache and processes are closed at the end.
 
@@ -133,14 +133,14 @@ def paraphrasing(
     for a missing request, so one of them waits.
     """
     engine = paraphraser.engine()
-    request = step_requests(paraphraser.options, step, engine.model)
+    request = step_requests(paraphraser.options, step, paraphraser.model)
     same_requests = run.store.cache / "asking" / f"{request.key(captions).hex()}.lock"
     with ExitStack() as stack:
         stack.enter_context(lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)))
         cache = stack.enter_context(closing(open_answers(run.store)))
         stack.enter_context(closing(engine))
         charge(engine, cache)
-        opened = step_rounds(run, paraphraser, step, batches, cache, scratch, engine, progress=progress)
+        opened = step_rounds(run, paraphraser, cache, scratch, step, batches, engine, progress=progress)
         rounds = stack.enter_context(opened)
         try:
             yield rounds
@@ -154,10 +154,10 @@ def paraphrasing(
 def step_rounds(
     run: Run,
     paraphraser: Paraphraser,
-    step: int,
-    batches: Batches,
     cache: GenerationCache,
     scratch: Path,
+    step: int,
+    batches: Batches,
     engine: Engine | None = None,
     filtered: bool = True,
     progress: Progress = silent,
@@ -168,12 +168,12 @@ def step_rounds(
     result.
     """
     spec, folder = filter_spec(paraphraser, step), scratch / f"step-{step}"
-    request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
+    request = step_requests(paraphraser.options, step, paraphraser.model)
     with ExitStack() as stack:
         tables = stack.enter_context(closing(StepTables(step, cache, batches, spec.digest, folder)))
         pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads))) if filtered else None
-        sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
-        yield Rounds(paraphraser.options, request, tables, cache, sender, pool, progress)
+        sender = None if engine is None else RequestSender(engine, cache, paraphraser.options)
+        yield Rounds(paraphraser.options, request, tables, sender, pool, progress)
 
 
 def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:

@@ -19,7 +19,7 @@ from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.keys import step_requests
 from paraclip_core.paraphrase.rounds import Rounds
-from paraclip_core.paraphrase.sending import Counts, RequestSender
+from paraclip_core.paraphrase.sending import RequestSender
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, StepTables
 from paraclip_core.progress import silent
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
@@ -83,8 +83,8 @@ class Paraphrasing:
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
         pool = FilterPool(spec, processes)
         request = step_requests(options, step, engine.model)
-        sender = RequestSender(engine, self.cache, Counts(), options.chunk)
-        return Rounds(options, request, tables, self.cache, sender, pool, progress=progress)
+        sender = RequestSender(engine, self.cache, options)
+        return Rounds(options, request, tables, sender, pool, progress=progress)
 
     def run(
         self, batches: Sequence[pa.RecordBatch], engine: Engine, options: ParaphraseOptions = OFF, **more: Any
