@@ -14,16 +14,17 @@ UNSPACED = (
 _WORD = re.compile(rf"([{UNSPACED}]|[^\W_{UNSPACED}]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
 
-STOP_WORDS = frozenset(
-    """a an the this that these those some any each every all both other another such same own and or but nor so
+_STOPPED = """
+    a an the this that these those some any each every all both other another such same own and or but nor so
     if as than then of in on at to from by for with without into onto upon over under above below up down out off
     near beside between behind through across along around against about after before during while until past
     toward towards inside outside within next close front back side top is are was were be been being am do does
     did has have had having will would can could may might must shall should it its they them their he him
     his she her hers we us our you your i my me who whom whose which what where when how there here not no very
     just also too only one beneath underneath atop among amongst amid alongside
-    without never none nobody nothing neither cannot""".split()
-)
+    without never none nobody nothing neither cannot
+"""
+STOP_WORDS = frozenset(_STOPPED.split())
 
 
 def words(text: str) -> list[str]:
