@@ -1,9 +1,9 @@
 """Filtering: how it scales with processes.
 
-    python benchmarks/bench_filters.py [--captions 4000] [--presets capable,small-model]
+    python benchmarks/bench_filters.py [--captions 4000]
 
-`judging_scales`: this many captions with two answers each are filtered by one process and by two, with the filters of
-each preset, sentence encoder included; the target is 1.8 times as many captions per second. Processes are started and
+`judging_scales`: this many captions with two answers each are filtered by one process and by two, with the default
+filters, sentence encoder included; the target is 1.8 times as many captions per second. Processes are started and
 models loaded before the clock starts. The filter results must be the same bytes.
 """
 
@@ -65,16 +65,15 @@ def filter_all(
         for _ in pool.filter(warm, ALL_ROWS):
             pass
         began = time.perf_counter()
-        for _, filter_results in pool.filter(blocks, ALL_ROWS):
+        for filter_results in pool.filter(blocks, ALL_ROWS):
             digest.update(json.dumps(filter_results.to_pydict(), default=bytes.hex).encode())
         return time.perf_counter() - began, digest.hexdigest()
 
 
-def scales(preset: str, captions: int, repeat: int) -> None:
+def scales(captions: int, repeat: int) -> None:
     """Filter with each number of processes in turn, compare bytes, and record."""
-    sampling, filters = {"n": 2}, {"preset": preset}
     with tempfile.TemporaryDirectory() as folder:
-        settings = instant_run(Path(folder), sampling=sampling, filters=filters)
+        settings = instant_run(Path(folder), sampling={"n": 2})
         spec = filter_spec(Run(settings).paraphraser, 1)
     warm, blocks = blocks_of(settings, captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(settings, 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
@@ -85,23 +84,21 @@ def scales(preset: str, captions: int, repeat: int) -> None:
             rates[processes].append(captions / seconds)
             digests.add(digest)
     if len(digests) > 1:
-        raise SystemExit(f"{preset}: the filter results depend on the number of processes")
+        raise SystemExit("the filter results depend on the number of processes")
     alone, both = (statistics.median(rates[processes]) for processes in PROCESSES)
-    record("judging_scales", both, "captions/s", f"one process, {preset} filters, target {SCALE}", both / alone)
+    record("judging_scales", both, "captions/s", f"one process, target {SCALE}", both / alone)
 
 
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__)
     parser.add_argument("--captions", type=int, default=4000)
-    parser.add_argument("--presets", default="capable,small-model")
     parser.add_argument("--repeat", type=int, default=3)
     chosen = parser.parse_args()
     wait_as_stages_do()
     # For the process that filters alone: one core, as each of the others has.
     torch.set_num_threads(1)
-    for preset in chosen.presets.split(","):
-        scales(preset, chosen.captions, chosen.repeat)
+    scales(chosen.captions, chosen.repeat)
 
 
 if __name__ == "__main__":

@@ -43,14 +43,12 @@ from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing, step_batches
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.demo.smollm2 import chatml, gguf_file
-from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
 from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions, StreamingEngine
 from paraclip_core.paraphrase.engines.chat import draw_seed
 from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
-from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine
+from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.sentence_encoder import SentenceEncoder
-from paraclip_core.paraphrase.synonyms import WORD_STEP
 from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
@@ -59,7 +57,7 @@ VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobi
 CHUNKS = 2
 CONCURRENCY = 32
 TARGET = 0.95
-WARM, WARM_FROM, WARM_WORDS = 32, 1_000_000, ("lamp", "walk", "house", "dark", "tall", "child", "cup", "hill")
+WARM, WARM_FROM = 32, 1_000_000
 Call = tuple[list[Prompt], SamplingOptions]
 Request = tuple[Prompt, SamplingOptions]
 Ask = Callable[[Sequence[Request]], int]
@@ -82,14 +80,10 @@ class Library:
 
 
 def warm_calls(options: ParaphraseOptions) -> list[Call]:
-    """Calls as the stage makes them, with other texts; they compute both prompts' prefixes and allocate memory."""
+    """Calls as the stage makes them, with other texts; they compute the prompt's prefix and allocate memory."""
     template = prompt_for(options, 1)
     texts = [caption(number) for number in range(WARM_FROM, WARM_FROM + WARM)]
-    calls = [([Prompt(template.messages(text), text, 1, 0) for text in texts], options.sampling)]
-    if Paraphraser(options).words(1):
-        words = [Prompt(THESAURUS.messages(word), word, WORD_STEP, 0) for word in WARM_WORDS]
-        calls.append((words, WORD_SAMPLING))
-    return calls
+    return [([Prompt(template.messages(text), text, 1, 0) for text in texts], options.sampling)]
 
 
 def requests_of(calls: Sequence[Call]) -> list[Request]:
@@ -110,7 +104,7 @@ def run_stage_once(settings: Settings, clock: Callable[[], float]) -> tuple[floa
     """Seconds that the rounds of step 1 take with a warm engine, and the calls that it got."""
     ingested, run = stage_here("ingest", settings), Run(settings)
     batches, scratch = step_batches(ingested.path, 1, 1.0), run.store.root / "scratch"
-    with paraphrasing(run, run.paraphraser, 1, batches, ingested.fingerprint, scratch, silent) as rounds:
+    with paraphrasing(run, run.paraphraser, ingested.fingerprint, scratch, silent, 1, batches) as rounds:
         engine = rounds.engine
         answer_all(engine, warm_calls(rounds.options))
         name = "stream" if isinstance(engine, StreamingEngine) else "generate"
@@ -168,7 +162,7 @@ def vllm_served() -> Iterator[Library]:
         arguments = {"model": f"{VLLM}/smollm2", "served_model_name": "smol", "max_model_len": 1024, **own}
         with vllm_server(Path(VLLM) / "bin" / "python", arguments) as url:
             served = {"base_url": url, "concurrency": CONCURRENCY}
-            engine = {"engine": "openai", "model": "smol", "synonyms": False, "openai": served}
+            engine = {"engine": "openai", "model": "smol", "openai": served}
             settings = f"{CONCURRENCY} requests at a time"
             yield Library("vllm_served", engine, lambda: partial(bare_http, url, "smol"), settings, own_process=True)
 
@@ -193,8 +187,7 @@ def bare_openvino(precision: str) -> Ask:
                 config.do_sample, config.rng_seed = True, prompts[0].seed
                 config.temperature, config.top_p = sampling.temperature, sampling.top_p
                 config.num_return_sequences = sampling.n
-            texts = [p.messages[0][1] if p.messages[0][0] == "text" else chatml(p.messages) for p in prompts]
-            count += len(pipeline.generate(texts, config).texts)
+            count += len(pipeline.generate([chatml(prompt.messages) for prompt in prompts], config).texts)
         return count
 
     return ask
@@ -245,7 +238,7 @@ def bare_http(url: str, model: str, requests: Sequence[Request]) -> int:
                 greedy = sampling.temperature == 0
                 body = {
                     "model": model,
-                    "messages": _turns(prompt),
+                    "messages": [{"role": role, "content": content} for role, content in prompt.messages],
                     "seed": draw_seed(prompt, 0),
                     "n": 1 if greedy else sampling.n,
                     "temperature": sampling.temperature,
@@ -260,10 +253,6 @@ def bare_http(url: str, model: str, requests: Sequence[Request]) -> int:
             return sum(await asyncio.gather(*(one(*request) for request in requests)))
 
     return asyncio.run(all_of())
-
-
-def _turns(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": "user" if role == "text" else role, "content": content} for role, content in prompt.messages]
 
 
 def _by_sampling(requests: Sequence[Request]) -> list[tuple[SamplingOptions, list[Prompt]]]:

@@ -26,10 +26,8 @@ from flickr8k_pairs import read_pairs
 from record import arguments
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
-from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import Encoder, SentenceEncoder
 from paraclip_core.paraphrase.words import words
 
@@ -50,30 +48,18 @@ class Group:
     """Pairs that were left out because they differ only in case or punctuation."""
 
 
-class Presets:
-    """Filters by preset and step, which share their models."""
+class Filters:
+    """The filters of both steps, which share their encoder."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
-        self._filters: dict[tuple[str, int], AnswerFilter] = {}
-        self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
+        options = FilterOptions(preset="capable")
+        self._filters = {step: AnswerFilter(FilterSpec(options, step), encoder) for step in (1, 2)}
 
-    def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
-        """Why the filters of `step` (default: the group's own) reject each answer; None if they do not."""
-        key = name, step or group.step
-        if key not in self._filters:
-            options = FilterOptions.model_validate({"preset": name})
-            spec = FilterSpec(options, key[1], FEW_SHOT[key[1]].examples)
-            self._filters[key] = AnswerFilter(spec, self._encoder, pieces_of)
-        if (*key, group.name) not in self._reasons:
-            requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
-            self._reasons[*key, group.name] = [result.reason for result in self._filters[key].filter(requests)]
-        return self._reasons[*key, group.name]
-
-    def stopped(self, name: str, group: Group, step: int | None = None) -> float:
-        """Percentage of the answers that are rejected."""
-        reasons = self.reasons(name, group, step)
-        return 100 * sum(reason is not None for reason in reasons) / max(1, len(reasons))
+    def reasons(self, group: Group, step: int | None = None) -> list[str]:
+        """Why the filters of `step` (default: the group's own) reject answers, of those that they reject."""
+        requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
+        results = self._filters[step or group.step].filter(requests)
+        return [result.reason for result in results if result.reason is not None]
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -130,40 +116,38 @@ def hard_negatives(data: Path, most: int) -> Iterator[Group]:
             )
 
 
-def good_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
-    """Good paraphrases that are rejected, in percent, and why `capable` rejects them, as Markdown."""
-    yield "| good paraphrases | n | echoes left out | " + " | ".join(f"{name} stops, %" for name in names) + " | why |"
-    yield "|---|---|---|" + "---|" * (len(names) + 1)
+def good_table(groups: Sequence[Group], filters: Filters) -> Iterator[str]:
+    """Good paraphrases that are rejected, in percent, and why, as Markdown."""
+    yield "| good paraphrases | n | echoes left out | rejected, % | why |"
+    yield "|---|---|---|---|---|"
     for group in groups:
-        cells = [f"{presets.stopped(name, group):.1f}" for name in names]
-        why = Counter(reason for reason in presets.reasons("capable", group) if reason)
-        reasons = ", ".join(f"`{reason}` {count}" for reason, count in why.most_common(3)) or "–"
-        yield f"| {group.name} | {len(group.texts)} | {group.echoes or '–'} | {' | '.join(cells)} | {reasons} |"
+        reasons = filters.reasons(group)
+        share = 100 * len(reasons) / max(1, len(group.texts))
+        why = ", ".join(f"`{reason}` {count}" for reason, count in Counter(reasons).most_common(3)) or "–"
+        yield f"| {group.name} | {len(group.texts)} | {group.echoes or '–'} | {share:.1f} | {why} |"
 
 
-def bad_table(presets: Presets) -> Iterator[str]:
+def bad_table(filters: Filters) -> Iterator[str]:
     """Bad answers by kind, and what rejects them, as Markdown."""
     yield "| kind | n | stopped | by |"
     yield "|---|---|---|---|"
     rows = rows_of("capable/bad.jsonl")
     for kind in dict.fromkeys(row["kind"] for row in rows):
-        reasons: list[str | None] = []
+        chosen, counts = [row for row in rows if row["kind"] == kind], Counter[str]()
         for step in (1, 2):
-            chosen = [row for row in rows if (row["kind"], row["step"]) == (kind, step)]
-            texts = [(row["caption"], row["source"], row["answer"]) for row in chosen]
-            reasons += presets.reasons("capable", Group(kind, step, texts))
-        counts = Counter(reason for reason in reasons if reason)
+            texts = [(row["caption"], row["source"], row["answer"]) for row in chosen if row["step"] == step]
+            counts.update(filters.reasons(Group(kind, step, texts)))
         by = ", ".join(f"`{reason}` {count}" for reason, count in counts.most_common())
-        yield f"| {kind} | {len(reasons)} | {counts.total()} | {by} |"
+        yield f"| {kind} | {len(chosen)} | {counts.total()} | {by} |"
 
 
-def hard_negative_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
+def hard_negative_table(groups: Sequence[Group], filters: Filters) -> Iterator[str]:
     """Hard negatives that are let through, in percent, by the filters of either step, as Markdown."""
-    columns = [(name, step) for name in names for step in (1, 2)]
-    yield "| hard negative | n | " + " | ".join(f"{name}, step {step}" for name, step in columns) + " |"
-    yield "|---|---|" + "---|" * len(columns)
+    yield "| hard negative | n | step 1 | step 2 |"
+    yield "|---|---|---|---|"
     for group in groups:
-        cells = [f"{100 - presets.stopped(name, group, step):.1f}" for name, step in columns]
+        count = max(1, len(group.texts))
+        cells = [f"{100 - 100 * len(filters.reasons(group, step)) / count:.1f}" for step in (1, 2)]
         yield f"| {group.name} | {len(group.texts)} | {' | '.join(cells)} |"
 
 
@@ -176,8 +160,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=400, help="hard negatives of each source")
     parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
     chosen = parser.parse_args()
-    presets = Presets(SentenceEncoder(chosen.encoder))
-    names = ["capable", "small-model"]
+    filters = Filters(SentenceEncoder(chosen.encoder))
     small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]
     parts = [(small, "labelled")]
     if chosen.data:
@@ -187,9 +170,9 @@ def main() -> None:
     for rows, name in parts:
         good += labelled(rows, "faithful", f"{name} faithful")
         bad += labelled(rows, "changed", f"{name} changed")
-    print("\n".join(("### Good paraphrases", "", *good_table(good, presets, names))))
-    print("\n".join(("", "### Bad answers", "", *bad_table(presets))))
-    print("\n".join(("", "### Hard negatives that are let through, %", "", *hard_negative_table(bad, presets, names))))
+    print("\n".join(("### Good paraphrases", "", *good_table(good, filters))))
+    print("\n".join(("", "### Bad answers", "", *bad_table(filters))))
+    print("\n".join(("", "### Hard negatives that are let through, %", "", *hard_negative_table(bad, filters))))
 
 
 def _sts(least: float, most: float) -> Callable[[Path], Iterator[tuple[str, str]]]:

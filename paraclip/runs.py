@@ -20,7 +20,7 @@ from paraclip.tasks.run.status import shown_progress
 from paraclip.tasks.trial import try_captions
 from paraclip_core.config import MOST_PARAPHRASES, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.progress import Progress
+from paraclip_core.progress import Progress, silent
 from paraclip_core.settings import PARAMETER, load_settings
 from paraclip_core.text_lists import need_texts
 
@@ -62,27 +62,27 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)
 
 
-def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: bool = False) -> Table:
+def paraphrase(captions: Sequence[str], settings: Settings | None = None) -> Table:
     """Both paraphrases of a few captions, as a run would make and judge them; None if no answer is good enough.
+
+    Answers that the root's answers cache holds are used, and new ones are kept there.
 
     Args:
         captions: raw captions.
         settings: engine, prompt and filters; by default the embedded engine.
-        keep: put the answers into the root's answers cache.
 
     Raises:
         ConfigError: `captions` is a single text, or one of its entries is not a text.
         EngineError: the engine cannot be asked.
     """
     texts = list(dict.fromkeys(need_texts(captions, "captions")))
-    trial = try_captions(Run(settings or load_config()), texts, keep, lambda _: None)
-    none = {"paraphrase_1": None, "paraphrase_2": None}
+    trial = try_captions(Run(settings or load_config()), texts, silent)
     rows = [
-        {"caption": caption.caption, **paraphrase}
+        {"caption": caption.caption, "paraphrase_1": first, "paraphrase_2": second}
         for caption in trial.captions
-        for paraphrase in [asdict(paraphrase) for paraphrase in caption.paraphrases] or [none]
+        for first, second in caption.pairs or [(None, None)]
     ]
-    return Table(rows, f"{trial.engine}, {trial.model}")
+    return Table(rows, ", ".join(trial.metrics[name] for name in ("engine", "model") if trial.metrics))
 
 
 def expand(

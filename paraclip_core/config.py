@@ -55,8 +55,7 @@ class ParaphraseOptions(Options):
     options: dict[str, Any] = Field(default={})
     """Options of a custom engine, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
-    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones, which are
-    also asked for synonyms of single words if the filters are `small-model`."""
+    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones."""
     prompt_1: str = ""
     """Custom prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
     prompt_2: str = ""

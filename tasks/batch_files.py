@@ -23,7 +23,7 @@ from paraclip.storage.parquet import CONFIG
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.missing_rounds import missing_rounds
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import STEPS, spent
+from paraclip.tasks.stages.paraphrase import spent
 from paraclip.tasks.stages.queries import NAME as QUERIES
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
@@ -32,7 +32,6 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.batch_lines import Refused, read_line, request_line
 from paraclip_core.paraphrase.engines.chat import prompt_size
 from paraclip_core.paraphrase.keys import RequestKeys
-from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds
 from paraclip_core.paraphrase.sending import prompts_of, storable
 from paraclip_core.progress import Progress, silent
@@ -85,9 +84,8 @@ def export_requests(run: Run, path: Path, progress: Progress = silent) -> Export
         for queries, rounds in _missing(run, progress):
             step = rounds.tables.step
             missing[step] += sum(len(rows) for _, rows in rounds.missing)
-            template = prompt_for(options, step)
             for request, keys, texts in _requests(rounds):
-                for key, prompt in zip(keys, prompts_of(request, template, texts), strict=True):
+                for key, prompt in zip(keys, prompts_of(request, options, texts), strict=True):
                     if key in of_queries:
                         continue
                     file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
@@ -108,8 +106,6 @@ def _askable(run: Run) -> Run:
         problem = f"{engine} makes no requests; name the engine whose model should answer"
     elif not options.model:
         problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
-    elif any(map(paraphraser.words, STEPS.values())):
-        problem = "few-shot prompts also ask for single words, which no batch file can; set paraphrase.prompts=paper"
     if problem is not None:
         raise ConfigError(problem)
     return run
@@ -132,7 +128,7 @@ def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[s
     """The missing requests, block by block, with their keys and texts."""
     for request, rows in rounds.missing:
         for block in rounds.tables.with_texts(request, rows, SENT_ROWS):
-            yield request, block.column("generation").to_pylist(), block.column("text").to_pylist()
+            yield request, block.column("generation").to_pylist(), block.column("source").to_pylist()
 
 
 @dataclass
@@ -197,8 +193,7 @@ def _wanted(run: Run, request: RequestKeys, keys: list[bytes], texts: list[str])
     same = request.columns(run.paraphraser.engine().name)
     columns: dict[str, list[Any]] = {name: [value] * len(keys) for name, value in same.items()}
     columns |= {"key": keys, "input": list(map(storable, texts))}
-    template = prompt_for(run.paraphraser.options, request.step)
-    columns["prompt_tokens"] = list(map(prompt_size, prompts_of(request, template, texts)))
+    columns["prompt_tokens"] = list(map(prompt_size, prompts_of(request, run.paraphraser.options, texts)))
     return pa.Table.from_pydict(columns, schema=WANTED)
 
 

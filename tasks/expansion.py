@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from paraclip_core.clip.expansion import mean_features
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.paraphrase.rounds import Rounds, both_steps
+from paraclip_core.paraphrase.rounds import both_steps
 from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
 from paraclip_core.paraphrase.step_tables import Batches
@@ -77,9 +76,7 @@ def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Pr
     found: dict[str, list[str]] = {text: [] for text in texts if text}
     same_queries, metrics = text_hash(*sorted(found)).hex(), dict[str, Any]()
     with TempDir("expand-") as scratch:
-
-        def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
-            return paraphrasing(run, paraphraser, step, batches, same_queries, scratch, progress)
+        rounds_of = partial(paraphrasing, run, paraphraser, same_queries, scratch, progress)
 
         def hand_on(selection: Selection) -> Batches:
             return held_batches(_needed(selection.rows(), found, most))

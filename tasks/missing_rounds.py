@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
+from functools import partial
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.roots import open_answers
@@ -14,7 +15,6 @@ from paraclip.tasks.stages.queries import NAME as QUERIES
 from paraclip.tasks.stages.queries import chosen_captions
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.rounds import Rounds, both_steps
-from paraclip_core.paraphrase.step_tables import Batches
 from paraclip_core.progress import Progress, silent
 
 
@@ -44,8 +44,5 @@ def missing_rounds(
                 texts = held_batches([chosen_captions(folder, run.settings)])
             else:
                 texts = step_batches(folder, 1, paraphraser.options.fraction)
-
-        def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
-            return step_rounds(run, paraphraser, step, batches, cache, scratch, filtered=filtered, progress=progress)
-
+        rounds_of = partial(step_rounds, run, paraphraser, cache, scratch, filtered=filtered, progress=progress)
         yield from both_steps(rounds_of, texts, first)

@@ -113,10 +113,7 @@ def plan_run(run: Run) -> RunPlan:
 
 def _engine_notes(run: Run, asking: list[Stage]) -> list[str]:
     """Notes on the filters, on what is left of spending caps, and on engines of these stages that cannot answer."""
-    paraphraser = run.paraphraser
-    engine, chosen = paraphraser.options.engine, paraphraser.options.filters.preset
-    why = f"suits the engine {engine}" if chosen == "auto" else "as set"
-    notes = [f"filters: {paraphraser.filters.preset} ({why}; docs/filters.md)"]
+    notes = [f"filters: {run.paraphraser.filters.preset} (docs/filters.md)"]
     asked = [stage.paraphraser(run) for stage in asking if stage.paraphraser is not None]
     with closing(open_answers(run.store)) as answers:
         engine_notes = [note for paraphraser in asked for note in _engine_note(paraphraser, answers)]

@@ -250,7 +250,7 @@ def _language_notices(run: Run, counts: CaptionCounts) -> list[str]:
     """
     paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
     filters, asks = paraphraser.filters, paraphraser.facts.asks
-    reads_english = bool(filters_of(filters).meaning) and (not filters.encoder or filters.preset == "small-model")
+    reads_english = bool(filters_of(filters).meaning) and not filters.encoder
     answers_english = asks and not (options.prompt_1 and options.prompt_2)
     noticed = max(1, round(NOTICED_SHARE * rows))
     share = rows / max(1, len(counts.sample))
@@ -267,10 +267,9 @@ def _language_notices(run: Run, counts: CaptionCounts) -> list[str]:
         return notices
     found = f"about {foreign} of {rows} training captions are not in English"
     if reads_english:
-        encoder = f"the filters {filters.preset} read" if filters.encoder else "the filters' sentence encoder reads"
         why = (
-            f"{found}, and {encoder} English alone: their paraphrases would be {'paid for and ' * asks}rejected, or "
-            "judged by chance. Set paraphrase.filters.preset=capable and paraphrase.filters.encoder to a multilingual "
+            f"{found}, and the filters' sentence encoder reads English alone: their paraphrases would be "
+            f"{'paid for and ' * asks}rejected, or judged by chance. Set paraphrase.filters.encoder to a multilingual "
             "one, a folder or a name on the hub such as sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, "
             "or paraphrase.filters.preset=off, or leave these captions out of data.sources (docs/filters.md)"
         )

@@ -26,9 +26,8 @@ from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.step_tables import RowCursor, source_column
 
-ACCEPTED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}, "off": {1: 1.0, 2: 1.0}}
-"""Share of each step's rows that a preset accepts: measured for the demo's model on scenes, expected for a capable
-one."""
+ACCEPTED = {"capable": 0.95, "off": 1.0}
+"""Share of a step's rows that a preset is expected to accept."""
 SAMPLE = 1024
 """Texts that are sampled to estimate their length."""
 BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
@@ -130,7 +129,7 @@ def rate_of(run: Run, paraphraser: Paraphraser, step: int, texts: Iterable[str])
     lengths = np.array([(len(text.encode()), count_words(text)) for text in texts] or [(0, 0)]).mean(axis=0)
     size, words = map(float, lengths)
     fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in paraphraser.prompts[step].messages(""))
-    draws, share = paraphraser.options.sampling.draws, ACCEPTED[preset][step]
+    draws, share = paraphraser.options.sampling.draws, ACCEPTED[preset]
     prompt = (fixed + size) / BYTES_PER_TOKEN * (draws if paraphraser.facts.each_draw else 1)
     return Rate(share, prompt, words * TOKENS_PER_WORD * draws, f"{share:.0%} of {stage} accepted (assumed)")
 
@@ -184,7 +183,7 @@ def _new_inputs(rounds: Rounds) -> int:
     request = step_requests(rounds.options, 2, rounds.request.model)
     completions = block.column("completions").to_pylist()
     keys = [{request.key(text) for text in map(parse_answer, answers) if text} for answers in completions]
-    cached = rounds.cache.lookup(pa.array(set().union(*keys), pa.binary(16)))
+    cached = tables.cache.lookup(pa.array(set().union(*keys), pa.binary(16)))
     asked = set(cached.column("key").to_pylist())
     # Which of its answers comes first is up to the filters.
     new = sum(bool(of_row) and asked.isdisjoint(of_row) for of_row in keys)

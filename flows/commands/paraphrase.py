@@ -24,7 +24,7 @@ from paraclip.tasks.batch_files import export_requests, import_answers
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress
-from paraclip.tasks.trial import Attempt, Trial, TriedCandidate, TriedCaption, try_captions
+from paraclip.tasks.trial import Trial, TriedCaption, try_captions
 from paraclip_core.text_safety import printable
 
 
@@ -34,19 +34,16 @@ def paraphrase(
     set_: SetOption = None,
     root: RunRootOption = None,
     device: RunDeviceOption = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Put the answers into the root's answers cache, where runs find them.")
-    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try both steps on a few captions: raw answers, what was parsed from them, each filter's result, the choice.
+    """Try both steps on a few captions: raw answers, what was parsed from them, and what the filters say.
 
-    Answers that the root's answers cache holds are used. Nothing is kept without --keep, and no stage runs.
+    Answers that the root's answers cache holds are used, and new ones are kept there: a run does not ask for them
+    again. No stage runs.
     """
-    settings = settings_from(config, set_, root, device)
-    trial = try_captions(
-        Run(settings), list(dict.fromkeys(captions)), keep, lambda line: typer.echo(printable(line), err=True)
-    )
+    run = Run(settings_from(config, set_, root, device))
+    with shown_progress("paraphrase", lambda line: typer.echo(printable(line), err=True)) as progress:
+        trial = try_captions(run, list(dict.fromkeys(captions)), progress)
     if as_json:
         print_json(asdict(trial))
     else:
@@ -54,21 +51,20 @@ def paraphrase(
 
 
 def _print(trial: Trial) -> None:
-    say(f"engine {trial.engine}, model {trial.model}")
-    say(f"filters of preset {trial.preset}: {', '.join(trial.filters)}")
+    metrics = trial.metrics
     for number, caption in enumerate(trial.captions, 1):
         _print_caption(number, caption)
-    complete = sum(any(paraphrase.paraphrase_2 for paraphrase in caption.paraphrases) for caption in trial.captions)
-    spend = "" if trial.spend is None else f", which cost {trial.spend:.4g}"
+    if not metrics:
+        return
+    complete = sum(any(second for _, second in caption.pairs) for caption in trial.captions)
+    spend = f", which cost {metrics['spend']:.4g}" if "spend" in metrics else ""
     say(f"\n{complete} of {len(trial.captions)} captions have both paraphrases")
     say(
-        f"{trial.asked} requests asked ({trial.prompt_tokens} prompt tokens, {trial.completion_tokens} answered"
-        f"{spend}), {trial.cached} cached"
+        f"{metrics['engine']}, {metrics['model']}: {metrics['generated']} requests asked ({metrics['prompt_tokens']} "
+        f"prompt tokens, {metrics['completion_tokens']} answered{spend}), {metrics['cached']} cached"
     )
     if trial.facts is not None:
         say(f"the paraphrasing model {trial.facts}")
-    if trial.asked:
-        say("the answers are kept" if trial.stored else "nothing is kept; --keep puts the answers into the cache")
 
 
 def _print_caption(number: int, caption: TriedCaption) -> None:
@@ -76,40 +72,15 @@ def _print_caption(number: int, caption: TriedCaption) -> None:
     if caption.left_out:
         say(f"not asked, because ingest would leave it out: {caption.left_out}")
     for attempt in caption.attempts:
-        again = f", attempt {attempt.attempt + 1}" if attempt.attempt else ""
-        source = "" if attempt.step == 1 else f' of "{attempt.input}"'
-        say(f"step {attempt.step}{source}{again}{', cached' if attempt.cached else ''}")
-        if rows := _rows(attempt):
-            print_table("", ["answer", "parsed", "filter result"], rows)
-        if attempt.reason and not attempt.candidates:
+        rows = [{**answer, "kept": "yes" if answer["parsed"] in attempt.kept else ""} for answer in attempt.answers]
+        say(f"step {attempt.step}: {attempt.input}")
+        print_table("", ["raw", "parsed", "kept"], rows)
+        if attempt.reason:
             say(f"{attempt.reason}: {attempt.detail}")
-    for paraphrase in caption.paraphrases:
-        second = paraphrase.paraphrase_2 or "nothing, so the row is left out"
-        say(f"=> {paraphrase.paraphrase_1}\n=> {second}")
-    if caption.attempts and not caption.paraphrases:
+    for first, second in caption.pairs:
+        say(f"=> {first}\n=> {second or 'nothing, so the row is left out'}")
+    if caption.attempts and not caption.pairs:
         say("=> nothing, so the row is left out")
-
-
-def _rows(attempt: Attempt) -> list[dict[str, str | None]]:
-    candidates = attempt.candidates
-    filter_results = {candidate.answer: _verdict(candidate, attempt.chosen) for candidate in candidates}
-    answers = [(answer.raw, answer.parsed) for answer in attempt.answers]
-    answers += [("(words swapped)", candidate.answer) for candidate in candidates if candidate.words_swapped]
-    return [
-        {"answer": raw, "parsed": "as it is" if text == raw else text, "filter result": filter_results.get(text)}
-        for raw, text in answers
-    ]
-
-
-def _verdict(candidate: TriedCandidate, chosen: list[str]) -> str:
-    results = candidate.results
-    lines = [f"{reason}: {detail}" for reason, detail in results.items() if detail is not None]
-    passed = len(results) - len(lines)
-    if candidate.accepted:
-        lines = ["CHOSEN" if candidate.answer in chosen else "accepted"]
-    similarity = candidate.similarity
-    with_figure = "" if similarity is None else f", similarity {similarity:.2f}"
-    return "\n".join([*lines, f"passes {passed} of {len(results)} filters{with_figure}"])
 
 
 def export(

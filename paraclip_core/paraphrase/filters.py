@@ -1,12 +1,11 @@
 """Filters: each examines one answer and returns None, or why it is not good enough, with a figure.
 
 A filter is a function `(Pair, FilterOptions) -> str | None`; its name is the reason code. A filter on meaning takes a
-third argument, `Compare`, which uses the sentence encoder. A preset is a list of filters; custom filters follow it, by
-dotted path (`paraphrase.filters.extra`).
+third argument, `Compare`, which uses the sentence encoder. The filters of the preset `capable` are here; custom ones
+follow it, by dotted path (`paraphrase.filters.extra`).
 
-This module holds the filters for any model and those of `capable`, which use no word lists about images. A capable
-model fails in other ways: it explains itself, offers a choice, formats its answer as a web page, repeats itself, or
-obeys a caption.
+They stop what harms with any model: it explains itself, offers a choice, formats its answer as a web page, repeats
+itself, obeys a caption, or says something else. None uses word lists about images.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ from __future__ import annotations
 import inspect
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from paraclip_core.captions.pieces import CONTEXT_LENGTH, pieces_of
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
-from paraclip_core.paraphrase.filter_options import PRESETS, THRESHOLDS, FilterOptions, PresetName
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import Compare
-from paraclip_core.paraphrase.synonyms import Words
 from paraclip_core.paraphrase.words import UNSPACED, content_words, words
 
 Filter = Callable[[Pair, FilterOptions], str | None]
@@ -68,6 +66,8 @@ _CHOICE = re.compile(
     re.I,
 )
 _BETWEEN = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z\d])|\s+[-–—/|•*]\s+|;\s+|(?<=[。！？])(?=.)")
+MIN_LENGTH_RATIO = 0.25
+"""Minimum ratio of words in the answer to words in its input."""
 SHARE_OF_WORDS = 0.5
 """Minimum share of the input's words in an alternative: the parts of one description are shorter."""
 ALIKE = 0.4
@@ -141,33 +141,26 @@ def _script(char: str) -> str:
 def length_ratio(pair: Pair, options: FilterOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
     count, base = len(pair.answer_words), len(pair.source_words)
-    least, most = preset_named(options.preset).min_length_ratio, threshold(options, "max_length_ratio")
-    if count < least * base:
-        return f"{count} words for {base}, at least {least:g} times as many are wanted"
-    if count > most * base + 1:
-        return f"{count} words for {base}, at most {most:g} times as many and one are wanted"
+    if count < MIN_LENGTH_RATIO * base:
+        return f"{count} words for {base}, at least {MIN_LENGTH_RATIO:g} times as many are wanted"
+    if count > options.max_length_ratio * base + 1:
+        return f"{count} words for {base}, at most {options.max_length_ratio:g} times as many and one are wanted"
     return None
 
 
 def too_long(pair: Pair, options: FilterOptions) -> str | None:
     """The answer does not fit into the text encoder's context."""
-    room = pair.context_length - 2
+    room = CONTEXT_LENGTH - 2
     # A token covers at least one byte, so most answers need no count.
-    if pair.pieces is None or len(pair.answer.encode("utf-8", "surrogatepass")) <= room:
+    if len(pair.answer.encode("utf-8", "surrogatepass")) <= room:
         return None
-    count = pair.pieces(pair.answer)
+    count = pieces_of(pair.answer)
     return f"{count} tokens, {room} fit" if count > room else None
-
-
-def low_similarity(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
-    """The answer as a whole is too far from its input."""
-    cosine, least = compare.cosine(pair.source, pair.answer), threshold(options, "min_similarity")
-    return None if cosine >= least else f"cosine {cosine:.2f} with its input, at least {least:g}"
 
 
 def low_caption_similarity(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """The answer as a whole is too far from the caption; paraphrase 2 may be further from it."""
-    least = threshold(options, "min_similarity" if pair.step == 1 else "min_caption_similarity")
+    least = options.min_similarity if pair.step == 1 else options.min_caption_similarity
     cosine = compare.cosine(pair.caption, pair.answer)
     return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
@@ -223,62 +216,24 @@ def obeyed_order(pair: Pair, options: FilterOptions, compare: Compare) -> str | 
     text = text_before_order(pair)
     if text is None:
         return None
-    least = threshold(options, "min_similarity")
-    if len(content_words(words(text))) > 1 and compare.cosine(text, pair.answer) >= least:
+    if len(content_words(words(text))) > 1 and compare.cosine(text, pair.answer) >= options.min_similarity:
         return None
     return "the caption gives an order, and the answer is not about the text before that"
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Filters for one kind of model, with the other settings that suit it."""
-
-    text: tuple[Filter, ...]
-    """Filters that need only the texts, in the order in which they run."""
-    meaning: tuple[MeaningFilter, ...]
-    """Filters on meaning, run after those on texts."""
-    thresholds: Mapping[str, float]
-    """The values of `filter_options.THRESHOLDS`."""
-    min_length_ratio: float = 0.25
-    """Minimum ratio of words in the answer to words in its input."""
-    compared: Mapping[str, Callable[[Pair], Iterable[str]]] = field(default_factory=dict)
-    """Filter → the texts that it compares in addition to caption, input and answer, so that the encoder gets all texts
-    at once."""
-    words: Words | None = None
-    """How further answers are made, for a model that is better at synonyms than at rephrasing."""
-
-
-CAPABLE = Preset(
-    text=(empty, refusal_or_preamble, comment, character_set, markup, loop, length_ratio, too_long, echo),
-    meaning=(several_answers, obeyed_order, low_caption_similarity),
-    thresholds={"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
-    compared={"several_answers": alternatives},
+TEXT_FILTERS: tuple[Filter, ...] = (
+    empty,
+    refusal_or_preamble,
+    comment,
+    character_set,
+    markup,
+    loop,
+    length_ratio,
+    too_long,
+    echo,
 )
-"""For models that can paraphrase."""
-
-OFF = Preset((empty,), (), CAPABLE.thresholds)
-"""For the user's own paraphrases, and for the published method."""
-
-
-@cache
-def preset_named(name: str) -> Preset:
-    """A preset by its name; `auto` counts as `capable`."""
-    name = name if name in PRESETS else "capable"
-    return import_path(PRESETS[name], f"paraphrase.filters.preset={name}", "a Preset as package.module:NAME")
-
-
-def threshold(options: FilterOptions, name: str) -> float:
-    """The value of a threshold: the option's, or the preset's if it is not set."""
-    value = getattr(options, name)
-    return preset_named(options.preset).thresholds[name] if value is None else value
-
-
-def resolved(options: FilterOptions, preset: PresetName) -> FilterOptions:
-    """The options with `preset` in place of `auto`, and every threshold with its value."""
-    chosen = options if options.preset != "auto" else options.model_copy(update={"preset": preset})
-    return chosen.model_copy(update={name: threshold(chosen, name) for name in THRESHOLDS})
-
-
+MEANING_FILTERS: tuple[MeaningFilter, ...] = (several_answers, obeyed_order, low_caption_similarity)
+"""Filters of the preset `capable`, in the order in which they run."""
 NO_PARAPHRASE = "no_paraphrase"
 """The reason code that no filter gives: there was no answer to filter."""
 
@@ -289,28 +244,26 @@ class Filters:
 
     text: dict[str, Filter]
     meaning: dict[str, MeaningFilter]
-    compares: Mapping[str, Callable[[Pair], Iterable[str]]]
-    """As `Preset.compared`."""
-
-    def compared(self, pair: Pair) -> Iterable[str]:
-        """Texts and words that the filters on meaning ask the encoder about."""
-        more = (text for texts in self.compares.values() for text in texts(pair))
-        return {pair.caption, pair.source, pair.answer, *more}
 
 
 def filters_of(options: FilterOptions) -> Filters:
     """The preset's filters and the custom ones."""
-    preset = preset_named(options.preset)
-    filters = Filters(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
+    text, meaning = _by_reason(TEXT_FILTERS), _by_reason(MEANING_FILTERS)
+    taken = {*text, *meaning, NO_PARAPHRASE}
+    filters = Filters(_by_reason([empty]), {}) if options.preset == "off" else Filters(text, meaning)
     for path in options.extra:
         check = _imported(path)
-        ours = {rule.__name__ for row in map(preset_named, PRESETS) for rule in (*row.text, *row.meaning)}
-        if check.__name__ in {*filters.text, *filters.meaning, *ours, NO_PARAPHRASE}:
+        if check.__name__ in {*taken, *filters.text, *filters.meaning}:
             raise ConfigError(
                 f"paraphrase.filters.extra: {path} is named {check.__name__}, like another filter; rename it"
             )
         (filters.meaning if _parameters(check) == 3 else filters.text)[check.__name__] = check
     return filters
+
+
+def compared_texts(pair: Pair) -> set[str]:
+    """The texts that the filters on meaning compare, so that the encoder gets them all at once."""
+    return {pair.caption, pair.source, pair.answer, *alternatives(pair)}
 
 
 def _by_reason(filters: Iterable[Any]) -> dict[str, Any]:

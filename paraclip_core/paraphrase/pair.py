@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from paraclip_core.paraphrase.words import content_words, jaccard, stem, words
-
-Pieces = Callable[[str], int]
-"""Number of CLIP tokens of a text, not counting start and end token."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +19,6 @@ class Pair:
     answer: str
     """The parsed answer."""
     step: int
-    examples: Sequence[tuple[str, str]] = ()
-    """The prompt's examples as (user, assistant)."""
-    pieces: Pieces | None = None
-    """Counts the CLIP tokens of a text without start and end token; None: filters on tokens pass."""
-    context_length: int = 77
 
     @cached_property
     def caption_words(self) -> list[str]:

@@ -21,9 +21,7 @@ from paraclip_core.paraphrase.engines import (
     SamplingOptions,
 )
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.filters import preset_named, resolved
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paraphrase.synonyms import Words
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
@@ -88,8 +86,11 @@ class Paraphraser:
 
     @cached_property
     def filters(self) -> FilterOptions:
-        """The filter options, with `auto` resolved to a preset and every threshold with its value."""
-        return resolved(self.options.filters, self.facts.filters)
+        """The filter options, with `auto` resolved to a preset."""
+        filters = self.options.filters
+        if filters.preset != "auto":
+            return filters
+        return filters.model_copy(update={"preset": "capable" if self.facts.asks else "off"})
 
     @cached_property
     def model(self) -> str:
@@ -104,11 +105,6 @@ class Paraphraser:
     @cached_property
     def prompts(self) -> dict[int, PromptTemplate]:
         return {step: prompt_for(self.options, step) for step in (1, 2)}
-
-    def words(self, step: int) -> Words | None:
-        """How synonyms of single words are requested, too; None if they are not, since they cost money."""
-        wanted = self.facts.asks and self.prompts[step].id.startswith("few-shot")
-        return preset_named(self.filters.preset).words if wanted else None
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

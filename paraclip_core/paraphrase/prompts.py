@@ -6,7 +6,6 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
@@ -36,8 +35,6 @@ class PromptTemplate:
     """Words of the last turn after the text."""
     quoted: bool = False
     """The text is placed between double quotes, so it must not hold one."""
-    completion: bool = False
-    """Plain text to continue, without a chat template: one message of the role `text`."""
     tidied: bool = False
     """Show the text without file names, links and capitals, which small models copy or mistake for words."""
 
@@ -45,7 +42,9 @@ class PromptTemplate:
     def hash(self) -> bytes:
         """16 bytes over everything that decides what the model reads."""
         turns = [part for turn in self.turns for part in turn]
-        flags = map(str, (self.quoted, self.tidied, self.completion))
+        # The last flag said whether the text is continued without a chat template: no prompt does that any longer, and
+        # every answer in a cache is filed under this hash.
+        flags = map(str, (self.quoted, self.tidied, False))
         return text_hash(self.id, RULES, *turns, None, self.before, None, self.after, *flags)
 
     def messages(self, text: str) -> Turns:
@@ -53,14 +52,7 @@ class PromptTemplate:
         safe = neutralize(tidy(text) if self.tidied else text)
         if self.quoted:
             safe = safe.replace('"', "'")
-        role = "text" if self.completion else "user"
-        return (*self.turns, (role, f"{self.before}{safe}{self.after}"))
-
-    @cached_property
-    def examples(self) -> tuple[tuple[str, str], ...]:
-        """The examples as (user, assistant) pairs."""
-        turns = pairwise(self.turns)
-        return tuple((asked, said) for (first, asked), (then, said) in turns if (first, then) == ("user", "assistant"))
+        return (*self.turns, ("user", f"{self.before}{safe}{self.after}"))
 
 
 def neutralize(text: str) -> str:

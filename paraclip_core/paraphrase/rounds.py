@@ -10,23 +10,21 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
-from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, Filtered, FilterPool
+from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, FilterPool
 from paraclip_core.paraphrase.keys import RequestKeys
-from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.selection import Selection, select
 from paraclip_core.paraphrase.sending import Counts, Phase, RequestSender
-from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, RowCursor, StepTables, answers_block
-from paraclip_core.paraphrase.synonyms import Words
+from paraclip_core.paraphrase.step_tables import Batches, RowCursor, StepTables, answers_block
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -41,9 +39,6 @@ FIRST_ANSWERS = 64
 FEWEST_ACCEPTED = 1 / 3
 SHOWN_REJECTS, SHOWN_CHARS = 3, 300
 
-OnFiltered = Callable[[FilterPool, pa.RecordBatch, pa.RecordBatch], None]
-"""Called with the pool, each filtered block (`tables.ANSWERS`) and its filter results."""
-
 
 @dataclass(eq=False)
 class Rounds:
@@ -54,13 +49,11 @@ class Rounds:
     request: RequestKeys
     """The keys of the first attempt."""
     tables: StepTables
-    cache: GenerationCache
     sender: RequestSender | None = None
     """None: nothing is requested, and `missing` says what would be."""
     pool: FilterPool | None = None
     """None: nothing is filtered; a sender needs a pool."""
     progress: Progress = silent
-    on_filtered: OnFiltered | None = None
     missing: list[tuple[RequestKeys, np.ndarray]] = field(default_factory=list, init=False)
     """Without a sender: each round's request, and the numbers of the rows that it would send."""
     _accepted: int = field(default=0, init=False)
@@ -76,11 +69,6 @@ class Rounds:
     def engine(self) -> Engine:
         assert self.sender is not None
         return self.sender.engine
-
-    @property
-    def keep(self) -> int:
-        """Maximum answers of a row that become rows: step 2 gives each of step 1's paraphrases one paraphrase."""
-        return self.options.keep if self.tables.step == 1 else 1
 
     def run(self) -> None:
         """Request and filter until every row has an accepted answer or no attempt is left."""
@@ -108,7 +96,8 @@ class Rounds:
     @cached_property
     def selection(self) -> Selection:
         """The step's rows and rejects, once it has run."""
-        selection = select(self.tables, self.keep)
+        # Step 2 gives each of step 1's paraphrases one paraphrase.
+        selection = select(self.tables, self.options.keep if self.tables.step == 1 else 1)
         counts = self.counts
         counts.captions, counts.accepted, counts.kept = self.tables.rows, selection.accepted, selection.kept
         counts.rejected = selection.reasons
@@ -123,8 +112,7 @@ class Rounds:
             self._filter(0, first)
             self._warn_of_few(first)
         self._send(request, missing, phase)
-        last = request.attempt + 1 == self.options.attempts
-        if last and not self._words:
+        if request.attempt + 1 == self.options.attempts:
             # Nothing more will be requested: others may use the GPU while answers are filtered.
             self.engine.close()
 
@@ -132,14 +120,13 @@ class Rounds:
         """Send the requests of these rows, and filter meanwhile if filtering does not compete with the engine."""
         sender, pool = self.sender, self.pool
         assert sender is not None and pool is not None
-        template = prompt_for(self.options, request.step)
         # Processes that filter take seconds to start.
-        ahead = len(rows) > SENT_AHEAD and not (self.engine.facts.shares_cores or self._words)
+        ahead = len(rows) > SENT_AHEAD and not self.engine.facts.shares_cores
         for requests in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = requests.column("generation").to_pylist()
             number = {key: n for n, key in enumerate(keys)}
-            todo = list(zip(requests.column("text").to_pylist(), keys, strict=True))
-            for part in sender.send(request, template, self.options.sampling, todo):
+            todo = list(zip(requests.column("source").to_pylist(), keys, strict=True))
+            for part in sender.send(request, todo):
                 if ahead:
                     block = requests.take([number[key] for _, key, _ in part])
                     pool.offer(answers_block(block, pa.array([completion.texts for _, _, completion in part])))
@@ -153,23 +140,18 @@ class Rounds:
         if self.pool is None:
             return
         count = self.tables.find_unfiltered(attempt, rows)
-        # Synonyms without an engine: which answers there are to filter is unknown until they are requested.
-        if count and not (self._words and self.sender is None):
-            if self._words is not None:
-                self.pool.find_synonyms(self._answers_about, self.tables.unfiltered(BLOCK_ROWS))
+        if count:
             began = time.monotonic()
             self._take(self.pool.filter(self.tables.unfiltered(BLOCK_ROWS), count), self._phase("filtering", count))
             self._keep_filter_results()
             self.counts.filter_seconds += time.monotonic() - began
 
-    def _take(self, filtered: Iterable[Filtered], phase: Phase | None = None) -> None:
-        """Collect filter results, and store them now and then."""
-        for block, filter_results in filtered:
+    def _take(self, blocks: Iterable[pa.RecordBatch], phase: Phase | None = None) -> None:
+        """Collect blocks of filter results, and store them now and then."""
+        for filter_results in blocks:
             self.counts.filtered += filter_results.num_rows
             self._accepted += filter_results.column("reason").null_count
             self._filter_results.append(filter_results)
-            if self.on_filtered is not None and self.pool is not None:
-                self.on_filtered(self.pool, block, filter_results)
             if sum(batch.num_rows for batch in self._filter_results) >= KEPT_FILTER_RESULTS:
                 self._keep_filter_results()
             if phase is not None:
@@ -177,7 +159,7 @@ class Rounds:
 
     def _keep_filter_results(self) -> None:
         if self._filter_results:
-            self.cache.append_filter_results(pa.Table.from_batches(self._filter_results))
+            self.tables.cache.append_filter_results(pa.Table.from_batches(self._filter_results))
             self._filter_results.clear()
 
     def _warn_of_few(self, rows: np.ndarray) -> None:
@@ -199,21 +181,8 @@ class Rounds:
         self._warning = f"{share:.0%} of the first {len(rows)} answers accepted ({listed})"
         log.warning(
             f"{share:.0%} of the first {len(rows)} answers of {self.engine.model} at step {tables.step} are accepted "
-            f"({listed}); `paraclip paraphrase` shows each filter's result, docs/filters.md has the "
-            f"presets:{examples}"
+            f"({listed}); `paraclip paraphrase` tries captions out, docs/filters.md has the filters:{examples}"
         )
-
-    @property
-    def _words(self) -> Words | None:
-        """How synonyms of single words are requested; None if they are not."""
-        return None if self.pool is None else self.pool.words
-
-    def _answers_about(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
-        """Word → raw answers, requested if the cache does not hold them."""
-        how = self._words
-        assert self.sender is not None and how is not None
-        request = how.requests(self.engine.model, self.options.seed)
-        return self.sender.answers(request, how.template, how.sampling, words, partial(self._phase, "words"))
 
     def _phase(self, name: str, total: int) -> Phase:
         """Return a callback that reports the progress of one phase of a round, with the time left."""

@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import CheckedEngine, Completion, Engine, Prompt, SamplingOptions, StreamingEngine
+from paraclip_core.paraphrase.engines import CheckedEngine, Completion, Engine, Prompt, StreamingEngine
 from paraclip_core.paraphrase.keys import RequestKeys
-from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.step_tables import GenerationCache
 from paraclip_core.tables import GENERATIONS
 
@@ -35,7 +36,7 @@ class Counts:
     captions: int = 0
     """Rows to paraphrase."""
     requested: int = 0
-    """Distinct requests over all attempts, those for single words included."""
+    """Distinct requests over all attempts."""
     cached: int = 0
     """Of these, the requests that the cache had answered."""
     generated: int = 0
@@ -60,59 +61,23 @@ class Counts:
 class RequestSender:
     """Sends requests to an engine, and keeps each completion before anything else is done with it."""
 
-    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, chunk: int) -> None:
-        """Sent and stored requests are added to `counts`."""
-        self.engine, self.counts = engine, counts
-        self._cache, self._chunk, self._checked = cache, chunk, False
+    def __init__(self, engine: Engine, cache: GenerationCache, options: ParaphraseOptions) -> None:
+        """Prompts, sampling and the size of chunks are those of the options."""
+        self.engine, self.counts = engine, Counts()
+        self._cache, self._options, self._checked = cache, options, False
 
-    def answers(
-        self,
-        request: RequestKeys,
-        template: PromptTemplate,
-        sampling: SamplingOptions,
-        texts: Sequence[str],
-        started: Callable[[int], Phase],
-    ) -> dict[str, Sequence[str]]:
-        """Text → raw answers, from the cache or else the engine.
-
-        `started` is called with the number of requests to send, if any, and returns their phase.
-        """
-        array = request.keys(texts)
-        keys: list[bytes] = array.to_pylist()
-        cached = self._cache.lookup(array)
-        by_key = dict(zip(cached.column("key").to_pylist(), cached.column("completions").to_pylist(), strict=True))
-        answers = {text: by_key[key] for text, key in zip(texts, keys, strict=True) if key in by_key}
-        todo = [(text, key) for text, key in zip(texts, keys, strict=True) if key not in by_key]
-        self.counts.requested += len(texts)
-        self.counts.cached += len(answers)
-        if todo:
-            phase = started(len(todo))
-            for part in self.send(request, template, sampling, todo):
-                answers |= {text: completion.texts for text, _, completion in part}
-                phase(len(part))
-        return answers
-
-    def check(self) -> None:
-        """Check once that the engine can answer, if it is one that can tell."""
-        if isinstance(self.engine, CheckedEngine) and not self._checked:
-            self.engine.check()
-        self._checked = True
-
-    def send(
-        self,
-        request: RequestKeys,
-        template: PromptTemplate,
-        sampling: SamplingOptions,
-        todo: Sequence[tuple[str, bytes]],
-    ) -> Generator[Part, None, None]:
+    def send(self, request: RequestKeys, todo: Sequence[tuple[str, bytes]]) -> Generator[Part, None, None]:
         """Yield completions of the texts and keys in `todo`, part by part, in order of arrival."""
-        self.check()
         engine = self.engine
-        prompts = prompts_of(request, template, [text for text, _ in todo])
+        if isinstance(engine, CheckedEngine) and not self._checked:
+            engine.check()
+        self._checked = True
+        prompts = prompts_of(request, self._options, [text for text, _ in todo])
+        chunk = self._options.chunk
         if isinstance(engine, StreamingEngine):
-            stream, enough, seconds = engine.stream(prompts, sampling), max(1, self._chunk // 2), KEEP_SECONDS
+            stream, enough, seconds = engine.stream(prompts, self._options.sampling), max(1, chunk // 2), KEEP_SECONDS
         else:
-            stream, enough, seconds = self._in_chunks(prompts, sampling), self._chunk, math.inf
+            stream, enough, seconds = self._in_chunks(prompts, chunk), chunk, math.inf
         sent, waiting, began = 0, list[tuple[int, Completion]](), time.monotonic()
         with closing(stream):
             try:
@@ -133,12 +98,10 @@ class RequestSender:
         if sent + len(rest) != len(todo):
             raise EngineError(f"{engine.name} gave {sent + len(rest)} completions for {len(todo)} prompts")
 
-    def _in_chunks(
-        self, prompts: Sequence[Prompt], sampling: SamplingOptions
-    ) -> Generator[tuple[int, Completion], None, None]:
-        for start in range(0, len(prompts), self._chunk):
-            chunk = prompts[start : start + self._chunk]
-            completions = self.engine.generate(chunk, sampling)
+    def _in_chunks(self, prompts: Sequence[Prompt], size: int) -> Generator[tuple[int, Completion], None, None]:
+        for start in range(0, len(prompts), size):
+            chunk = prompts[start : start + size]
+            completions = self.engine.generate(chunk, self._options.sampling)
             if len(completions) != len(chunk):
                 raise EngineError(f"{self.engine.name} gave {len(completions)} completions for {len(chunk)} prompts")
             yield from enumerate(completions, start)
@@ -171,8 +134,9 @@ class RequestSender:
         return part
 
 
-def prompts_of(request: RequestKeys, template: PromptTemplate, texts: Iterable[str]) -> list[Prompt]:
+def prompts_of(request: RequestKeys, options: ParaphraseOptions, texts: Iterable[str]) -> list[Prompt]:
     """The prompts that an engine gets for requests about these texts."""
+    template = prompt_for(options, request.step)
     # Another attempt must sample other answers.
     seed = (request.seed + 7919 * request.attempt) % 2**31
     return [Prompt(template.messages(text), text, request.step, seed) for text in texts]

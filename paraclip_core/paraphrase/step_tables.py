@@ -124,8 +124,7 @@ class StepTables:
             return self._numbers(MISSING, attempt)
 
     def with_texts(self, request: RequestKeys, rows: np.ndarray, count: int) -> Iterator[pa.Table]:
-        """The requests of these rows as `tables.ANSWERS`, with their `text` in place of the answers, `count` at a
-        time."""
+        """The requests of these rows, `count` at a time, as `tables.ANSWERS` without the answers."""
         cursor = RowCursor(self.batches(list(dict.fromkeys(("caption", *self._columns)))))
         for start in range(0, len(rows), count):
             taken = cursor.take(rows[start : start + count])
@@ -133,8 +132,7 @@ class StepTables:
             no_parent = pa.repeat(pa.scalar(NO_PARENT, pa.binary(KEY_BYTES)), len(texts))
             parents = taken.column("generation_1") if self.step == 2 else no_parent
             captions, sources = taken.column("caption"), taken.column(self.source)
-            columns = [request.keys(texts), parents, captions, sources, pa.array(texts, pa.string())]
-            yield pa.Table.from_arrays(columns, [*ANSWERS.names[:-1], "text"])
+            yield pa.Table.from_arrays([request.keys(texts), parents, captions, sources], ANSWERS.names[:-1])
 
     def find_unfiltered(self, attempt: int, rows: np.ndarray | None = None) -> int:
         """Collect the answers without a filter result, of all rows or of these alone, for :meth:`unfiltered`; return
@@ -202,7 +200,7 @@ class StepTables:
 
 def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
     """Requests from :meth:`StepTables.with_texts` with the answers to each, as `tables.ANSWERS`."""
-    answered = requests.select(ANSWERS.names[:-1]).append_column("completions", completions)
+    answered = requests.append_column("completions", completions)
     (block,) = answered.cast(ANSWERS).combine_chunks().to_batches()
     return block
 

@@ -10,11 +10,6 @@ _NOISE = re.compile(
     re.I,
 )
 _RUNS = re.compile(r"[!?]{2,}|\.{2,}")
-NOISE_WORDS = {
-    "stock", "free", "image", "images", "photo", "photos", "photograph", "picture", "pic", "pics", "wallpaper", "hd",
-    "more", "jpg", "img", "dsc",
-}  # fmt: skip
-"""Words of web captions that say nothing about the image; a paraphrase may drop them."""
 
 
 def tidy(text: str) -> str:

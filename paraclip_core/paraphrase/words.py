@@ -14,21 +14,17 @@ UNSPACED = (
 _WORD = re.compile(rf"([{UNSPACED}]|[^\W_{UNSPACED}]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
 
-def word_set(text: str) -> frozenset[str]:
-    """The words of a list written as one text."""
-    return frozenset(text.split())
-
-
-STOP_WORDS = word_set(
-    """a an the this that these those some any each every all both other another such same own and or but nor so
+_STOPPED = """
+    a an the this that these those some any each every all both other another such same own and or but nor so
     if as than then of in on at to from by for with without into onto upon over under above below up down out off
     near beside between behind through across along around against about after before during while until past
     toward towards inside outside within next close front back side top is are was were be been being am do does
     did has have had having will would can could may might must shall should it its they them their he him
     his she her hers we us our you your i my me who whom whose which what where when how there here not no very
-    just also too only one beneath underneath atop among amongst amid alongside"""
-)
-NEGATIONS = word_set("no not without never none nobody nothing neither nor cannot")
+    just also too only one beneath underneath atop among amongst amid alongside
+    without never none nobody nothing neither cannot
+"""
+STOP_WORDS = frozenset(_STOPPED.split())
 
 
 def words(text: str) -> list[str]:
@@ -57,14 +53,9 @@ def stem(word: str) -> str:
 
 
 def content_words(text_words: Sequence[str]) -> list[str]:
-    """The words that carry meaning. Negation is a property of the whole text and is checked elsewhere."""
-    meant = [word for word in text_words if word not in STOP_WORDS and not denies(word)]
+    """The words that carry meaning, without negations."""
+    meant = [word for word in text_words if word not in STOP_WORDS and not word.endswith("n't")]
     return [word for word in meant if len(word) > 1 or word >= UNSPACED[0]]
-
-
-def denies(word: str) -> bool:
-    """Whether a word negates."""
-    return word in NEGATIONS or word.endswith("n't")
 
 
 def jaccard(first: Sequence[str], second: Sequence[str]) -> float:

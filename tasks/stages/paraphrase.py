@@ -23,7 +23,6 @@ from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Run, Slot, Stage, StageContext, find_missing, input_path
-from paraclip_core.captions.pieces import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
@@ -34,7 +33,7 @@ from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
 from paraclip_core.paraphrase.keys import in_fraction, step_requests
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.paraphrase.rounds import OnFiltered, Rounds
+from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sending import Counts, RequestSender
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, GenerationCache, StepTables, source_column
@@ -43,7 +42,7 @@ from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import CAPTIONS, PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from paraclip_core.text_safety import one_line
 
-VERSION = 6
+VERSION = 7
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
 """The stages that request answers from a language model, with the number of their step."""
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
@@ -64,7 +63,7 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
     paraphraser, upstream = ctx.run.paraphraser, ctx.inputs[UPSTREAM[step]]
     batches = step_batches(upstream.path, step, paraphraser.options.fraction)
     captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
-    with paraphrasing(ctx.run, paraphraser, step, batches, captions, scratch, ctx.progress) as rounds:
+    with paraphrasing(ctx.run, paraphraser, captions, scratch, ctx.progress, step, batches) as rounds:
         rounds.run()
         counts = rounds.counts
         counts.accepted = _write(rounds.selection, ctx.work.out)
@@ -126,7 +125,7 @@ def _write(selection: Selection, out: Path) -> int:
 
 @contextmanager
 def paraphrasing(
-    run: Run, paraphraser: Paraphraser, step: int, batches: Batches, captions: str, scratch: Path, progress: Progress
+    run: Run, paraphraser: Paraphraser, captions: str, scratch: Path, progress: Progress, step: int, batches: Batches
 ) -> Iterator[Rounds]:
     """Yield the rounds of a step over these rows, ready to run; engine, cache and processes are closed at the end.
 
@@ -134,14 +133,14 @@ def paraphrasing(
     for a missing request, so one of them waits.
     """
     engine = paraphraser.engine()
-    request = step_requests(paraphraser.options, step, engine.model)
+    request = step_requests(paraphraser.options, step, paraphraser.model)
     same_requests = run.store.cache / "asking" / f"{request.key(captions).hex()}.lock"
     with ExitStack() as stack:
         stack.enter_context(lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)))
         cache = stack.enter_context(closing(open_answers(run.store)))
         stack.enter_context(closing(engine))
         charge(engine, cache)
-        opened = step_rounds(run, paraphraser, step, batches, cache, scratch, engine, progress=progress)
+        opened = step_rounds(run, paraphraser, cache, scratch, step, batches, engine, progress=progress)
         rounds = stack.enter_context(opened)
         try:
             yield rounds
@@ -155,13 +154,12 @@ def paraphrasing(
 def step_rounds(
     run: Run,
     paraphraser: Paraphraser,
-    step: int,
-    batches: Batches,
     cache: GenerationCache,
     scratch: Path,
+    step: int,
+    batches: Batches,
     engine: Engine | None = None,
     filtered: bool = True,
-    on_filtered: OnFiltered | None = None,
     progress: Progress = silent,
 ) -> Iterator[Rounds]:
     """Yield the rounds of a step over these rows; their tables, below `scratch`, and processes are closed at the end.
@@ -170,12 +168,12 @@ def step_rounds(
     result.
     """
     spec, folder = filter_spec(paraphraser, step), scratch / f"step-{step}"
-    request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
+    request = step_requests(paraphraser.options, step, paraphraser.model)
     with ExitStack() as stack:
         tables = stack.enter_context(closing(StepTables(step, cache, batches, spec.digest, folder)))
-        pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads, folder))) if filtered else None
-        sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
-        yield Rounds(paraphraser.options, request, tables, cache, sender, pool, progress, on_filtered=on_filtered)
+        pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads))) if filtered else None
+        sender = None if engine is None else RequestSender(engine, cache, paraphraser.options)
+        yield Rounds(paraphraser.options, request, tables, sender, pool, progress)
 
 
 def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
@@ -184,11 +182,7 @@ def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
     if step == 1:
         # Only step 2 has it, and changing it must not invalidate step 1's filter results.
         filters = filters.model_copy(update={"min_caption_similarity": -1.0})
-    words = ""
-    if (asked := paraphraser.words(step)) is not None:
-        request = asked.requests(paraphraser.model, paraphraser.options.seed)
-        words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    return FilterSpec(filters, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words)
+    return FilterSpec(filters, step)
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
@@ -273,14 +267,13 @@ def step_options(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
     """The options that decide the output of a step."""
     options = paraphraser.options
     decides: dict[str, Any] = {"engine": options.engine, "fraction": options.fraction if step == 1 else 1.0}
-    decides |= {"context_length": CONTEXT_LENGTH, **paraphraser.facts.look_up}
+    decides |= paraphraser.facts.look_up
     if options.keep > 1 and step == 1:
         decides["keep"] = options.keep
     if paraphraser.facts.asks:
         prompt = paraphraser.prompts[step]
         decides |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
-        decides |= {"synonyms": paraphraser.words(step) is not None, "sampling": meaning(options.sampling)}
-        decides |= {"attempts": options.attempts, "seed": options.seed}
+        decides |= {"sampling": meaning(options.sampling), "attempts": options.attempts, "seed": options.seed}
     filters = meaning(paraphraser.filters)
     if step == 1:
         del filters["min_caption_similarity"]

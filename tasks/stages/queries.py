@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ from paraclip_core import tables
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.held_out import MOST_IMAGES
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.paraphrase.rounds import Rounds, both_steps
-from paraclip_core.paraphrase.step_tables import Batches
+from paraclip_core.paraphrase.rounds import both_steps
 
 NAME = "queries"
 ASKING = (*STEPS, NAME)
@@ -71,10 +70,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
     paraphraser, ingested = query_paraphraser(ctx.run), ctx.inputs["ingest"]
     chosen = chosen_captions(ingested.path, ctx.settings)
-
-    def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
-        return paraphrasing(ctx.run, paraphraser, step, batches, ingested.fingerprint, scratch, ctx.progress)
-
+    rounds_of = partial(paraphrasing, ctx.run, paraphraser, ingested.fingerprint, scratch, ctx.progress)
     # None is no error: nothing is trained on them, and the evaluation says why it has no such benchmark.
     rows, rejects, metrics = list[pa.RecordBatch](), list[pa.RecordBatch](), dict[str, Any]()
     for rounds in both_steps(rounds_of, held_batches([chosen])):

@@ -26,7 +26,7 @@ class Numbering:
     """Begins each answer with a word of its options."""
 
     name = "numbering"
-    facts = EngineFacts(filters="off")
+    facts = EngineFacts()
 
     def __init__(self, options, context):
         self.word = options.options.get("word", "here")
@@ -58,7 +58,7 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     paraphrase = {
         "engine": "my_parts:Numbering",
         "options": {"word": "look"},
-        "filters": {"extra": ["my_parts:no_red"]},
+        "filters": {"preset": "off", "extra": ["my_parts:no_red"]},
         "fraction": 0.6,
         "keep": 2,
     }
@@ -100,7 +100,7 @@ def test_the_plan_knows_them_and_their_code(own_parts: Path, cli: Any) -> None:
     before = planned(own_parts, cli)
     assert before["paraphrase_1"]["requests"] >= 10 and before["paraphrase_1"]["state"] == "to run"
     # `off` needs no quotes, and another word is another model.
-    text = own_parts.read_text().replace("filters:\n", "filters:\n    preset: off\n")
+    text = own_parts.read_text().replace("preset: 'off'", "preset: off")
     assert text != own_parts.read_text()
     own_parts.write_text(text)
     assert planned(own_parts, cli)["paraphrase_1"]["fingerprint"] == before["paraphrase_1"]["fingerprint"]

@@ -75,14 +75,6 @@ class Streaming(Scripted):
             self.closed = True
 
 
-class Thesaurus(Scripted):
-    """Copies sentences, as small models do, and knows one word."""
-
-    def __init__(self) -> None:
-        synonyms = {"fast": ("quick, rapid",), "quick": ("fast",)}
-        super().__init__(lambda prompt: synonyms.get(prompt.text, ("",)) if prompt.step == 0 else (prompt.text,))
-
-
 class Writer(Scripted):
     """Gives answers that are good, the same for many inputs, echoes or empty, by text and draw."""
 

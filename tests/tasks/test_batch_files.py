@@ -221,12 +221,8 @@ def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path)
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     settings, ask = settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl"
-    for wrong, message in (
-        (settings_of(tmp_path, engine="openvino", model=""), r"has no paraphrase\.model"),
-        (settings_of(tmp_path, prompts="few-shot", filters={"preset": "small-model"}), "prompts=paper"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            export(wrong, ask)
+    with pytest.raises(ConfigError, match=r"has no paraphrase\.model"):
+        export(settings_of(tmp_path, engine="openvino", model=""), ask)
     export(settings, ask)
     with pytest.raises(InputError, match=r"none of the 12 lines of ask\.jsonl .*no_response 12.*came back"):
         take_back(settings, ask)

@@ -62,8 +62,8 @@ def test_draws_are_seeded_request_by_request(engine: VllmEngine, captions: list[
     assert sum(one.texts == other.texts for one, other in zip(*two_seeds, strict=True)) <= 4
 
 
-def test_plain_text_and_greedy_decoding(engine: VllmEngine) -> None:
-    plain = Prompt((("text", "red: crimson\nbig: large\nfast:"),), "fast", 0, 0)
+def test_greedy_decoding(engine: VllmEngine) -> None:
+    plain = Prompt((("user", "Say fast in another word."),), "fast", 1, 0)
     greedy = SamplingOptions(temperature=0, n=3, max_tokens=4)
     one, two = engine.generate([plain, plain], greedy)
     assert one == two and len(one.texts) == 1 and one.texts[0].strip()

@@ -18,7 +18,6 @@ from pydantic import Field
 
 from paraclip_core.errors import EngineError
 from paraclip_core.options import Options
-from paraclip_core.paraphrase.filter_options import PresetName
 from paraclip_core.paths import expand
 
 Own = TypeVar("Own")
@@ -44,12 +43,11 @@ class Prompt:
     """One request to an engine."""
 
     messages: tuple[tuple[str, str], ...]
-    """Chat turns as (role, content); the roles are system, user and assistant. A single message of the role `text`
-    is plain text to continue; an engine that can only chat sends it as the user's turn."""
+    """Chat turns as (role, content); the roles are system, user and assistant."""
     text: str
     """The text to paraphrase, which the last turn contains."""
     step: int
-    """1 or 2; 0 for a request about a single word."""
+    """1 or 2."""
     seed: int
     """Seed of this request's sampling."""
 
@@ -57,7 +55,7 @@ class Prompt:
     def one_line(self) -> bool:
         """Whether the whole answer is one line, as after examples. A model that only follows an instruction may begin
         with an empty line."""
-        return any(role in ("text", "assistant") for role, _ in self.messages)
+        return any(role == "assistant" for role, _ in self.messages)
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,6 @@ class EngineFacts:
     attempts have no effect."""
     look_up: Mapping[str, Any] = field(default_factory=dict)
     """If it calls no language model: what decides its answers, for the fingerprint."""
-    filters: PresetName = "capable"
-    """The preset that `paraphrase.filters.preset=auto` stands for."""
     each_draw: bool = False
     """Whether it sends the prompt once for each of `sampling.n` answers."""
     every_gpu: bool = False

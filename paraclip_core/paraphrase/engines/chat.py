@@ -42,9 +42,9 @@ def request_body(
 
     `extra` overrides the fields; None removes one.
     """
-    turns = [("user", content) if role == "text" else (role, content) for role, content in prompt.messages]
+    messages = [{"role": role, "content": content} for role, content in prompt.messages]
     body: dict[str, Any] = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
-    body |= {"seed": draw_seed(prompt, draw), "messages": [{"role": role, "content": text} for role, text in turns]}
+    body |= {"seed": draw_seed(prompt, draw), "messages": messages}
     if sampling.temperature > 0:
         body["top_p"] = sampling.top_p
     if n > 1:

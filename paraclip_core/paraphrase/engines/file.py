@@ -62,7 +62,7 @@ class FileEngine:
     """
 
     name = "file"
-    facts = EngineFacts(on_device=False, shares_cores=True, asks=False, look_up={"look_up": LOOK_UP}, filters="off")
+    facts = EngineFacts(on_device=False, shares_cores=True, asks=False, look_up={"look_up": LOOK_UP})
 
     def __init__(self, options: EngineOptions[FileEngineOptions], context: EngineContext) -> None:
         self._path = expand(context.data_root) / expand(options.options.path)

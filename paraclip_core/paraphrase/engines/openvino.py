@@ -49,17 +49,13 @@ class OpenVinoEngine:
     """
 
     name = "openvino"
+    facts = EngineFacts(on_device=False, shares_cores=True)
 
     def __init__(self, options: EngineOptions[str], context: EngineContext) -> None:
         self._path = context.path_of(options.model) if options.model else None
         self._precision, self._hash_files = options.options, context.hash_files
         self._pipeline: Any = None
         self._warm: set[tuple[tuple[str, str], ...]] = set()
-
-    @property
-    def facts(self) -> EngineFacts:
-        filters = "small-model" if self._path is None else "capable"
-        return EngineFacts(on_device=False, shares_cores=True, filters=filters)
 
     @property
     def model(self) -> str:
@@ -114,9 +110,7 @@ class OpenVinoEngine:
         ]
 
     def _rendered(self, tokenizer: Any, prompt: Prompt) -> str:
-        """The prompt in the model's chat template; a message of the role `text` is left as it is."""
-        if prompt.messages[0][0] == "text":
-            return prompt.messages[0][1]
+        """The prompt in the model's chat template."""
         if self._path is None:
             return smollm2.chatml(prompt.messages)
         turns = [{"role": role, "content": content} for role, content in prompt.messages]

@@ -91,8 +91,6 @@ class TransformersEngine:
 
     def _rendered(self, prompt: Prompt) -> str:
         _, tokenizer = self._load()
-        if prompt.messages[0][0] == "text":
-            return prompt.messages[0][1]
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
         if tokenizer.chat_template:
             return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -18,9 +18,8 @@ from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.keys import step_requests
-from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import Rounds
-from paraclip_core.paraphrase.sending import Counts, RequestSender
+from paraclip_core.paraphrase.sending import RequestSender
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, StepTables
 from paraclip_core.progress import silent
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
@@ -78,15 +77,14 @@ class Paraphrasing:
         options: ParaphraseOptions = OFF,
         step: int = 1,
         processes: int = 1,
-        with_words: bool = False,
         progress: Any = silent,
     ) -> Rounds:
-        spec = FilterSpec(options.filters, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
+        spec = FilterSpec(options.filters, step)
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
-        pool = FilterPool(spec, processes, self._scratch)
+        pool = FilterPool(spec, processes)
         request = step_requests(options, step, engine.model)
-        sender = RequestSender(engine, self.cache, Counts(), options.chunk)
-        return Rounds(options, request, tables, self.cache, sender, pool, progress=progress)
+        sender = RequestSender(engine, self.cache, options)
+        return Rounds(options, request, tables, sender, pool, progress=progress)
 
     def run(
         self, batches: Sequence[pa.RecordBatch], engine: Engine, options: ParaphraseOptions = OFF, **more: Any

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.demo.smollm2 import chatml
-from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
@@ -45,9 +44,7 @@ def check_structure(template: PromptTemplate, text: str) -> None:
         assert chatml(messages).count(token) == chatml(harmless).count(token)
 
 
-TEMPLATES = pytest.mark.parametrize(
-    "template", [*PAPER.values(), *FEW_SHOT.values(), THESAURUS], ids=lambda template: template.id
-)
+TEMPLATES = pytest.mark.parametrize("template", [*PAPER.values(), *FEW_SHOT.values()], ids=lambda template: template.id)
 
 
 @TEMPLATES
@@ -84,13 +81,6 @@ def accepted_answers(judge: AnswerFilter, attacks: Sequence[dict[str, Any]]) -> 
     ]
 
 
-@pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.nightly)])
-def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
-    pytest.importorskip(PACKAGE)
-    spec = FilterSpec(FilterOptions(preset="small-model"), step, FEW_SHOT[step].examples)
-    assert accepted_answers(AnswerFilter.with_models(spec), ATTACKS) == []
-
-
 # What a capable model may pass on of a caption that is no description at all: a piece of its code or of its noise.
 PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-width", "bidi", "homoglyph", "path")
 
@@ -98,7 +88,7 @@ PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-wi
 @pytest.mark.parametrize(("step", "share"), [(1, 0.97), pytest.param(2, 0.95, marks=pytest.mark.nightly)])
 def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
     pytest.importorskip(PACKAGE)
-    judge = AnswerFilter.with_models(FilterSpec(FilterOptions(preset="capable"), step))
+    judge = AnswerFilter(FilterSpec(FilterOptions(preset="capable"), step))
     # The words that give an order, as the encoder, are English.
     accepted, answers = accepted_answers(judge, IN_ENGLISH), sum(len(obedient(attack)) for attack in IN_ENGLISH)
     assert len(accepted) <= (1 - share) * answers

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.captions.pieces import pieces_of
-from paraclip_core.demo.synonyms import variants
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import (
     FILTERS_VERSION,
     AnswerFilter,
-    Candidate,
     FilterResult,
     FilterSpec,
     Request,
 )
-from paraclip_core.paraphrase.filters import filters_of
-from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import Encoder
 from paraclip_core.paraphrase.words import words
 from paraclip_core.tables import text_hash
@@ -43,17 +36,17 @@ class WordVectors:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-PRESETS = ("off", "capable", "small-model")
+PRESETS = ("off", "capable")
 CAPTION = "a small dog on the beach"
 
 
 def filter_of(preset: str, step: int = 1, encoder: Encoder | None = None, low: float = 0.3) -> AnswerFilter:
     """Filters that ask for this little similarity."""
-    options = {"preset": preset, "min_similarity": low, "min_caption_similarity": low if low < 0 else None}
+    options = {"preset": preset, "min_similarity": low, "min_caption_similarity": low}
     return AnswerFilter(FilterSpec(FilterOptions.model_validate(options), step), encoder or WordVectors())
 
 
-def filtered(answers: Sequence[str], text: str = CAPTION, preset: str = "small-model") -> FilterResult:
+def filtered(answers: Sequence[str], text: str = CAPTION, preset: str = "capable") -> FilterResult:
     """The result of these answers to a caption."""
     return filter_of(preset).filter([Request(text, text, answers)])[0]
 
@@ -90,7 +83,7 @@ def test_step_2_must_stay_near_its_input_and_the_caption() -> None:
 @pytest.mark.parametrize(
     ("preset", "answers", "reason", "answer"),
     [
-        ("small-model", ["", "I cannot say", "three dogs"], "changed_number", "three dogs"),
+        ("capable", ["", "I cannot say", "Two dogs!"], "echo", "Two dogs!"),
         *((preset, [], "no_paraphrase", None) for preset in PRESETS),
         ("off", ["", "?"], "empty", ""),
     ],
@@ -102,12 +95,9 @@ def test_the_reason_is_that_of_the_answer_that_came_furthest(
     assert (result.reason, result.answer, result.accepted) == (reason, answer, ())
 
 
-def test_the_preset_off_leaves_answers_in_their_order_and_without_an_encoder_filters_on_meaning_pass() -> None:
+def test_the_preset_off_leaves_answers_in_their_order() -> None:
     result = filtered(["", '"A dog."', "other", "A dog."], "a dog", "off")
     assert result.accepted == (("A dog.", None), ("other", None))
-    judge = AnswerFilter(FilterSpec(FilterOptions(preset="small-model"), 1))
-    (result,) = judge.filter([Request("a red lamp", "a red lamp", ["a red quux"])])
-    assert result == FilterResult((("a red quux", None),))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -117,69 +107,21 @@ def test_no_text_breaks_a_result(preset: str, caption: str, source: str, answers
     assert (result.reason is None) == bool(result.accepted)
 
 
-def test_synonyms_make_further_answers() -> None:
-    judge, request = filter_of("capable", low=-1), Request("a red lamp", "a red lamp", ["a red lamp"])
-    assert judge.filter([request])[0].reason == "echo"
-    swapping = partial(variants, table={"lamp": ("lantern",)})
-    assert [answer for answer, _ in judge.filter([request], swapping)[0].accepted] == ["a red lantern"]
-
-
 def test_the_digest_names_all_that_decides_a_result() -> None:
     off = FilterOptions(preset="off")
     base = FilterSpec(off, 1).digest
     assert len(base) == 16 and base == FilterSpec(FilterOptions.model_validate({"preset": False}), 1).digest
     others = [
         FilterSpec(off, 2).digest,
-        FilterSpec(off, 1, (("a dog", "a puppy"),)).digest,
-        FilterSpec(off, 1, context_length=64).digest,
-        FilterSpec(off, 1, words="thesaurus").digest,
         FilterSpec(FilterOptions(preset="off", max_length_ratio=0.5), 1).digest,
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 3
     # Where models compute changes no filter result.
     assert FilterSpec(FilterOptions(preset="off", device="auto"), 1).digest == base
 
 
-def explained(preset: str, answers: Sequence[str]) -> tuple[list[Candidate], str | None]:
-    """Candidates, of which the filter result accepts the same, and its reason."""
-    result = filtered(answers, CAPTION, preset)
-    candidates = filter_of(preset).explain([Request(CAPTION, CAPTION, answers)])[0]
-    assert [one.answer for one in candidates if one.accepted] == [answer for answer, _ in result.accepted]
-    return candidates, result.reason
-
-
-def failing(candidate: Candidate) -> list[str]:
-    return [reason for reason, detail in candidate.results.items() if detail is not None]
-
-
-def test_every_filter_is_asked_and_the_verdict_is_the_same() -> None:
-    long = "I'm sorry, I cannot paraphrase <b>this</b> as it is so very long and says so many other things."
-    candidates, _ = explained("capable", ["A little dog is on the beach.", long, CAPTION, "zzz"])
-    assert [one.accepted for one in candidates] == [True, False, False, False]
-    filters = filters_of(FilterOptions(preset="capable"))
-    assert list(candidates[0].results) == [*filters.text, *filters.meaning]
-    assert candidates[0].similarity is not None and candidates[0].similarity > 0.8
-    # The first alone would be the filter result's reason.
-    assert {"refusal_or_preamble", "character_set"} <= {*failing(candidates[1])}
-    assert "echo" in failing(candidates[2]) and failing(candidates[3])
-    # Of nothing no filter but the first is asked.
-    candidates, reason = explained("small-model", ["", "!?"])
-    assert ([list(one.results) for one in candidates], reason) == ([["empty"], ["empty"]], "empty")
-    assert explained("capable", [])[0] == []
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize(
-    "answer", ["", "...", CAPTION, "zzz", "a red cat near a green car and a bus, a train and a plane"]
-)
-def test_the_reason_of_a_verdict_is_the_first_filter_that_fails(preset: str, answer: str) -> None:
-    candidates, reason = explained(preset, [answer])
-    assert ([*failing(candidates[0])] or [None])[0] == reason
-
-
 DATA = Path(__file__).parents[2] / "data"
-SYNONYMS = {"dog": ("hound", "puppy"), "man": ("guy",), "woman": ("lady",), "beach": ("shore",), "street": ("road",)}
-PINNED = {"cf2e1b7f0b5dd968555bfdc0ac85c5f2": "31c905f815cc5c7e793293dfd6b2761f"}
+PINNED = {"fdd45d7e85105c941ccda81a333b5e90": "8758c2f76e3e16189869779980cb0bf3"}
 
 
 def test_a_changed_verdict_needs_another_version() -> None:
@@ -188,10 +130,9 @@ def test_a_changed_verdict_needs_another_version() -> None:
     rows = [row for row in map(json.loads, lines) if "answer" in row and "caption" in row]
     texts = [(row["caption"], row.get("source") or row["caption"], row["answer"]) for row in rows]
     outcomes = []
-    for preset, step in product(("capable", "small-model"), (1, 2)):
-        spec = FilterSpec(FilterOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
-        judge = AnswerFilter(spec, WordVectors(), pieces=pieces_of)
+    for step in (1, 2):
+        judge = AnswerFilter(FilterSpec(FilterOptions(preset="capable", min_similarity=0.5), step), WordVectors())
         requests = [Request(caption, source, [answer]) for caption, source, answer in texts]
-        for result in judge.filter(requests, partial(variants, table=SYNONYMS)):
+        for result in judge.filter(requests):
             outcomes.append(json.dumps([[text for text, _ in result.accepted], result.reason]))
     assert {FILTERS_VERSION: text_hash(*outcomes).hex()} == PINNED

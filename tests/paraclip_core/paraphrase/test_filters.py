@@ -1,4 +1,4 @@
-"""Filters on texts: what those for a small model stop, what they let pass, and that no text makes any filter fail."""
+"""Filters: what they stop, what they let pass, and that no text makes any filter fail."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import filters
-from paraclip_core.paraphrase.filter_options import PRESETS, FilterOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterResult, FilterSpec, Request
-from paraclip_core.paraphrase.filters import filters_of, preset_named, resolved
+from paraclip_core.paraphrase.filters import TEXT_FILTERS, filters_of
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 from paraclip_core.paraphrase.words import words
 from tests.kit.text_filters import first_failure
 
-OPTIONS = FilterOptions(preset="small-model")
-EXAMPLES = (("Two kids play.", "Two children have fun."), ("A coffee cup", "A mug of coffee"))
+CAPABLE = FilterOptions(preset="capable")
 
 
 def pair(source: str, answer: str, step: int = 1, caption: str | None = None) -> Pair:
-    return Pair(caption or source, source, answer, step, EXAMPLES, pieces_of)
+    return Pair(caption or source, source, answer, step)
 
 
 REJECTED = [
@@ -37,37 +35,16 @@ REJECTED = [
     ("empty", "a dog", "..."),
     ("refusal_or_preamble", "a dog", "I'm sorry, but I cannot do that"),
     ("refusal_or_preamble", "a dog on grass", "dog = puppy => a puppy on grass"),
-    ("copied_instruction", "a dog on the beach", "a dog drinking coffee on the beach"),
     ("character_set", "a dog", "<b>a puppy</b>"),
     ("character_set", "a dog", "一只小狗 dog"),
     ("character_set", "a dog", "a puppy {name}"),
     ("length_ratio", "a small dog runs over the wet grass", "dog"),
-    ("length_ratio", "a dog", "a dog that runs and runs and jumps over it"),
+    ("length_ratio", "a dog", "a dog that runs and then jumps over the wall"),
     ("too_long", "dogs and cats", "cats and dogs " + "x1" * 120),
     ("echo", "A small red dog.", "a small red dog"),
-    ("repetition", "a white boat on the sea", "a white white boat on the sea"),
-    ("broken_words", "three houses by the sea", "a three houses near the sea"),
-    ("broken_words", "a woman is walking on the sand", "a woman is strollacing on the sand"),
-    ("changed_negation", "a man with a hat", "a man with no hat"),
-    ("changed_negation", "the shop is open", "the store isn't open"),
-    ("changed_number", "twenty people wait in line", "people are waiting in line"),
-    ("changed_number", "a pair of dogs on the grass", "dogs on the lawn"),
-    ("changed_kind", "a woman's hand holds a cup", "a man's hand is holding a cup"),
-    ("changed_number", "two dogs on the grass", "three dogs on the lawn"),
-    ("changed_colour", "a black bicycle and a helmet", "a blue bike and a helmet"),
-    ("changed_colour", "a black boat near a red cat", "a red boat near a black cat"),
-    ("changed_kind", "a brown dog goes into the water", "a brown cat goes into the water"),
-    ("changed_relation", "a dog left of a cat", "a dog to the right of a cat"),
-    ("changed_relation", "a lamp above a cup", "a lamp under a cup"),
-    ("changed_relation", "a large dog on the street", "a tiny dog on the street"),
-    ("changed_compound", "a boy on a dirt bike", "a boy on a soil bike"),
-    ("changed_compound", "a girl on a jungle gym", "a girl on a jungle workout"),
-    ("changed_relation", "a dog catches a ball", "a dog throws a ball"),
-    ("changed_kind", "a dog with a ball in its mouth", "a dog with a ball in its throat"),
-    ("changed_colour", "a girl in green and a green chair", "a girl in green and a chair"),
-    ("changed_kind", "a man in blue pants", "a man in blue jeans"),
-    ("too_many_new_words", "a dog on the grass", "a dog enjoys sunny happy weather today"),
-    ("high_overlap", "a big dog on the wet green grass near trees", "the big dog on the wet green grass near trees"),
+    ("comment", "a dog on grass", "Sure, a puppy on a lawn"),
+    ("markup", "a dog on grass", "A **puppy** on a lawn"),
+    ("loop", "a dog on grass", "a puppy on a lawn on a lawn on a lawn"),
 ]
 
 KEPT = [
@@ -93,7 +70,7 @@ KEPT = [
 
 @pytest.mark.parametrize(("reason", "source", "answer"), REJECTED)
 def test_a_filter_stops_what_it_is_for(reason: str, source: str, answer: str) -> None:
-    failure = first_failure(pair(source, answer), OPTIONS)
+    failure = first_failure(pair(source, answer), CAPABLE)
     assert failure is not None
     assert failure[0] == reason, failure
     assert failure[1]
@@ -101,37 +78,24 @@ def test_a_filter_stops_what_it_is_for(reason: str, source: str, answer: str) ->
 
 @pytest.mark.parametrize(("source", "answer"), KEPT)
 def test_good_paraphrases_pass(source: str, answer: str) -> None:
-    assert first_failure(pair(source, answer), OPTIONS) is None
+    assert first_failure(pair(source, answer), CAPABLE) is None
 
 
 def test_every_filter_has_an_example_here() -> None:
-    assert {reason for reason, _, _ in REJECTED} == set(filters_of(OPTIONS).text)
-    text = "a dog with 3 balls"
-    assert first_failure(Pair(text, text, f"a dog with {'9' * 5000} balls", 1), OPTIONS) is not None
-    failure = first_failure(pair("a puppy on the shore", "a dog on the beach", 2, "a dog on the beach"), OPTIONS)
+    assert {reason for reason, _, _ in REJECTED} == set(filters_of(CAPABLE).text)
+    failure = first_failure(pair("a puppy on the shore", "a dog on the beach", 2, "a dog on the beach"), CAPABLE)
     assert failure == ("echo", "repeats the caption")
-
-
-def test_thresholds_are_the_presets_or_as_set() -> None:
-    auto = FilterOptions(max_length_ratio=4)
-    small, capable = resolved(auto, "small-model"), resolved(auto, "capable")
-    assert (small.preset, small.max_length_ratio, small.min_similarity) == ("small-model", 4, 0.75)
-    assert capable.min_similarity is not None and capable.min_similarity < 0.75
-    assert resolved(FilterOptions(preset="small-model"), "capable").preset == "small-model"
-    # Either way of saying the same is the same, for hashes.
-    assert small == resolved(FilterOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75), "off")
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
 def test_no_text_breaks_a_filter(caption: str, source: str, answer: str, step: int) -> None:
-    example = Pair(caption, source, answer, step, EXAMPLES, pieces_of)
-    for check in {check for name in PRESETS for check in preset_named(name).text}:
-        detail = check(example, OPTIONS)
+    example = Pair(caption, source, answer, step)
+    for check in TEXT_FILTERS:
+        detail = check(example, CAPABLE)
         assert detail is None or detail
 
 
 FOLDER = Path(__file__).parents[2] / "data" / "capable"
-CAPABLE = FilterOptions(preset="capable")
 MOST = 0.05
 """Of good paraphrases that may be stopped."""
 
@@ -147,7 +111,7 @@ PARAPHRASES_KEPT, BAD = read("paraphrases"), read("bad")
 def judges() -> dict[int, AnswerFilter]:
     """The filters of both steps, with the packaged encoder."""
     pytest.importorskip(PACKAGE)
-    return {step: AnswerFilter.with_models(FilterSpec(CAPABLE, step)) for step in (1, 2)}
+    return {step: AnswerFilter(FilterSpec(CAPABLE, step)) for step in (1, 2)}
 
 
 def stopped(filter_results: Iterable[FilterResult]) -> list[FilterResult]:
@@ -224,7 +188,7 @@ def test_what_people_reword_passes(judges: dict[int, AnswerFilter], data_root: P
     ],
 )
 def test_what_the_filters_of_a_capable_model_stop(stopped_by: str, source: str, answer: str) -> None:
-    pair = Pair(source, source, answer, 1, pieces=pieces_of)
+    pair = Pair(source, source, answer, 1)
     filters_and_parts = {**filters_of(CAPABLE).text, "alternatives": lambda pair, _: filters.alternatives(pair)}
     assert [name for name, check in filters_and_parts.items() if check(pair, CAPABLE)] == stopped_by.split()
     assert pair.content_overlap < 1 or source.isascii() or stopped_by == "echo"
@@ -284,7 +248,7 @@ def test_a_filter_of_ones_own_comes_by_dotted_path_and_its_source_decides_a_resu
 def test_a_filter_of_ones_own_may_compare_meanings(own_filters: Path, judges: dict[int, AnswerFilter]) -> None:
     options = FilterOptions(preset="off", extra=("own_filters:far",))
     assert list(filters_of(options).meaning) == ["far"]
-    result = AnswerFilter.with_models(FilterSpec(options, 1)).filter([Request("a pet", "a pet", ["the moon"])])[0]
+    result = AnswerFilter(FilterSpec(options, 1)).filter([Request("a pet", "a pet", ["the moon"])])[0]
     assert result.reason == "far" and result.detail.startswith("0.")
 
 

@@ -102,7 +102,9 @@ def test_filters_off_for_a_language_model_and_a_missing_option_are_reported(engi
     warning = unfiltered_warning(options(engine, filters={"preset": "off"}))
     assert warning is None if engine in LOOKING_UP else f"keeps every answer of {engine}" in str(warning)
     assert unfiltered_warning(options(engine)) is None
-    assert unfiltered_warning(options(engine, filters={"preset": "small-model"})) is None
+    assert unfiltered_warning(options(engine, filters={"preset": "capable"})) is None
+    assert Paraphraser(options(engine)).filters.preset == ("off" if engine in LOOKING_UP else "capable")
+    assert Paraphraser(options(engine, filters={"preset": "capable"})).filters.preset == "capable"
     if ENGINES[engine].needs[0]:
         with pytest.raises(ConfigError, match=f"engine={engine} needs paraphrase.{ENGINES[engine].needs[0]}, "):
             make_engine(options(engine))
@@ -139,11 +141,3 @@ def test_a_class_that_cannot_be_used_is_named(own_module: str, name: str, reason
 def test_what_can_be_no_engine_is_refused_with_the_names(name: str) -> None:
     with pytest.raises(ValidationError, match=r"is not a known engine; expected openvino, .* package\.module:Class"):
         options(name)
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"), [({}, [1, 2]), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])]
-)
-def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
-    paraphraser = Paraphraser(ParaphraseOptions(**changed))
-    assert [step for step in (1, 2) if paraphraser.words(step)] == expected

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
-from paraclip_core.demo.synonyms import bare
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, neutralize, prompt_for
 
@@ -39,22 +38,6 @@ def test_neutralising_twice_changes_nothing_more(text: str) -> None:
     assert neutralize(f"{text}\u200b") == neutralize(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("photo of a cat.jpg", "a cat"),
-        ("a dog on the grass | free image", "a dog on the grass"),
-        ("This is a yellow boat in a room ...", "a yellow boat in a room"),
-        ("red tree next to a house & more", "red tree next to a house"),
-        ("a brown dog in the snow stock photo #12", "a brown dog in the snow"),
-        ("stock photo", "stock photo"),
-        ("", ""),
-    ],
-)
-def test_bare(text: str, expected: str) -> None:
-    assert bare(text) == expected
-
-
 def test_own_prompts_replace_one_step_only_and_have_one_slot() -> None:
     options = ParaphraseOptions(prompt_2="Say {} in other words.")
     assert prompt_for(options, 1) is FEW_SHOT[1]
@@ -73,7 +56,7 @@ def test_every_word_of_a_prompt_counts_in_its_hash() -> None:
     own = PromptTemplate("own/1", (("user", "a"), ("assistant", "b")), "Say ", ".")
     changes: dict[str, Any] = {"id": "own/2", "before": "Say", "after": "!"}
     changes["turns"] = (("user", "ab"), ("assistant", ""))
-    changes |= dict.fromkeys(("quoted", "completion", "tidied"), True)
+    changes |= dict.fromkeys(("quoted", "tidied"), True)
     assert set(changes) == {field.name for field in fields(own)}
     changed = {replace(own, **{name: value}).hash for name, value in changes.items()}
     assert len(changed) == len(changes) and own.hash not in changed

@@ -13,8 +13,7 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.sentence_encoder import PACKAGE
-from tests.kit.scripted_engine import Scripted, Streaming, Thesaurus
+from tests.kit.scripted_engine import Scripted, Streaming
 
 OPTIONS = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="off"))
 CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
@@ -207,32 +206,6 @@ def test_an_engine_on_our_cores_is_not_disturbed(
     assert offered == []
     paraphrasing.run([rows_of([f"{text} again" for text in CAPTIONS])], Scripted())
     assert offered == [40]
-
-
-def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(PACKAGE)
-    monkeypatch.setattr("paraclip_core.demo.filters.MAX_OVERLAP", 0.95)
-    engine, reports = Thesaurus(), []
-    options = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="small-model"))
-
-    def run(with_words: bool = True) -> list[str]:
-        reports.clear()
-        outcome = paraphrasing.run(
-            [rows_of(["the car is fast"])],
-            engine,
-            options,
-            with_words=with_words,
-            progress=lambda *step, **facts: reports.append((facts["phase"], *step)),
-        )
-        return outcome.rows.column("paraphrase_1").to_pylist()
-
-    assert run() in (["the car is quick"], ["the car is rapid"])
-    # Words are asked for once, whichever step wants them, and what came of it is asked for backwards.
-    assert engine.texts == ["the car is fast", "car", "fast", "quick", "rapid"]
-    assert reports == [("asking", 1, 1), ("words", 2, 2), ("words", 2, 2), ("filtering", 1, 1)]
-    assert run() in (["the car is quick"], ["the car is rapid"])
-    assert len(engine.asked) == 5 and reports == []
-    assert run(with_words=False) == []
 
 
 def test_what_prompts_ask_is_what_the_sampling_says(paraphrasing: Any, rows_of: Rows) -> None:

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 
 from paraclip.storage.answers import AnswerStore
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase import sending
+from paraclip_core.paraphrase import sending as module
 from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import PAPER
-from paraclip_core.paraphrase.sending import Counts, Part, RequestSender
+from paraclip_core.paraphrase.sending import Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 from tests.kit.scripted_engine import Scripted, Streaming
 
@@ -28,12 +29,13 @@ def request(seed: int = 7, attempt: int = 0) -> RequestKeys:
     return RequestKeys(1, "scripted-1", PAPER[1].id, PAPER[1].hash, sampling, seed, attempt)
 
 
-def sender(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> RequestSender:
-    return RequestSender(engine, cache, counts or Counts(), chunk)
+def sender(engine: Any, cache: AnswerStore, chunk: int = 8) -> RequestSender:
+    options = ParaphraseOptions(prompts="paper", sampling=SamplingOptions(n=1), chunk=chunk)
+    return RequestSender(engine, cache, options)
 
 
-def ask(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
-    return sender(engine, cache, counts, chunk).send(request(), PAPER[1], SamplingOptions(n=1), REQUESTS)
+def ask(engine: Any, cache: AnswerStore, chunk: int = 8) -> Iterator[Part]:
+    return sender(engine, cache, chunk).send(request(), REQUESTS)
 
 
 def stored(cache: AnswerStore) -> dict[bytes, list[str]]:
@@ -51,8 +53,10 @@ def texts_of(parts: Sequence[Part]) -> list[str]:
 
 @pytest.mark.parametrize("chunk", [7, 20])
 def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: AnswerStore) -> None:
-    engine, counts = Scripted(), Counts()
-    for number, part in enumerate(ask(engine, cache, counts, chunk), 1):
+    engine = Scripted()
+    sending = sender(engine, cache, chunk)
+    counts = sending.counts
+    for number, part in enumerate(sending.send(request(), REQUESTS), 1):
         assert len(part) <= chunk and len(stored(cache)) == len(engine.asked) == counts.generated
         assert appends(cache) == number
     assert appends(cache) == -(-20 // chunk)
@@ -79,8 +83,10 @@ def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: AnswerSt
 
 
 def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -> None:
-    counts, engine, count = Counts(), Streaming([*range(19, -1, -1)]), 0
-    for part in ask(engine, cache, counts):
+    engine, count = Streaming([*range(19, -1, -1)]), 0
+    sending = sender(engine, cache)
+    counts = sending.counts
+    for part in sending.send(request(), REQUESTS):
         count += len(part)
         assert len(stored(cache)) == count and len(part) <= 4
         # Sorted within a part, whichever came first.
@@ -91,7 +97,7 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -
 
 
 def test_a_stream_is_kept_while_nothing_more_comes(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0.05)
 
     class Hanging(Streaming):
         def stream(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -130,7 +136,7 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) ->
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
-        list(sender(engine, cache).send(request(seed, attempt), PAPER[1], SamplingOptions(), REQUESTS))
+        list(sender(engine, cache).send(request(seed, attempt), REQUESTS))
         return {prompt.seed for prompt in engine.asked}
 
     assert [seeds(7, attempt) for attempt in range(3)] == [{7}, {7926}, {15845}]

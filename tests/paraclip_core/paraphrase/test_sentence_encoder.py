@@ -56,7 +56,6 @@ def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, reque
         draw = random.Random(0)
         for size in (15, 1):
             rows = draw.sample(range(40), size)
-            # A fresh one, which remembers no word.
             vectors = SentenceEncoder().encode([texts[row] for row in rows])
             assert np.array_equal(vectors, expected[-1][rows]), (count, size)
     # On some CPUs, among them those with AMX, the number of threads decides the order of sums.

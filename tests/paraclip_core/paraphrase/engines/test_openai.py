@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
-from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError, RefusedError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.chat import draw_seed, read_completion
@@ -283,11 +282,6 @@ def test_what_is_sent(openai_server: OpenAIServer, connect: Connect) -> None:
     # After examples an answer is one line; a model that follows instructions may begin with an empty one.
     assert (sampled["stop"], paper.get("stop")) == (["\n"], None)
     assert "top_p" not in greedy and "n" not in greedy
-    # Plain text to go on with is a user's turn.
-    openai_server.asked.clear()
-    connect().generate([Prompt(THESAURUS.messages("fast"), "fast", 0, 0)], TWO)
-    (plain,) = openai_server.asked
-    assert plain["messages"][0]["content"].endswith("\nfast:") and plain["stop"] == ["\n"]
 
 
 def test_concurrency_is_used_and_kept(openai_server: OpenAIServer, connect: Connect) -> None:

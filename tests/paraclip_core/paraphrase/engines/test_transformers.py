@@ -87,7 +87,7 @@ def test_greedy_decoding_gives_one_answer_that_no_batch_changes(folder: Path) ->
     assert ask(single, ["a cat"], n=greedy) == both[1:]
 
 
-@pytest.mark.parametrize("role", ["text", "user", "examples"])
+@pytest.mark.parametrize("role", ["user", "examples"])
 def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     engine = engine_of(folder)
