@@ -45,7 +45,7 @@ def render(image: SceneImage, side: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels + noise + light, 0, 255).astype(np.uint8))
 
 
-def write_scenes(folder: Path, images: int = 3000, side: int = 224) -> None:
+def write_scenes(folder: Path, images: int = 2000, side: int = 224) -> None:
     """Write a folder as one has for data of one's own; equal arguments give equal bytes.
 
     Writes ``images.tar`` (members ``images/<image_id>.jpg``), ``captions.jsonl`` (image_id, image, caption, split; two

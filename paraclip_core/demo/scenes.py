@@ -21,8 +21,8 @@ SEED = 7
 HELD_OUT = 0.25
 """Share of the images that only evaluation sees."""
 TYPES_PER_IMAGE = 0.28
-"""Scene types among the training images. Each type has three or four images and two caption strings, so 3,000 images
-have about 1,250 distinct training captions: enough to learn from, few enough for a small LLM."""
+"""Scene types among the training images. Each type has three or four images and two caption strings, so 2,000 images
+have about 840 distinct training captions: enough to learn from, few enough for a small LLM."""
 
 SINGLE = 0.3
 """Share of scenes with one thing only."""
